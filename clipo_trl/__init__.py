@@ -1,0 +1,19 @@
+"""CLIPO (contrastive learning in policy optimization, arXiv 2603.10101) as a TRL trainer."""
+
+from .config import CLIPOConfig, CLIPOConfigMixin
+from .contrastive_reward import contrastive_reward
+from .head import ContrastiveHead
+from .losses import contrastive_loss
+from .trainer import CLIPOMixin, CLIPOTrainer
+
+
+__version__ = "0.1.0"
+__all__ = [
+    "CLIPOConfig",
+    "CLIPOConfigMixin",
+    "CLIPOMixin",
+    "CLIPOTrainer",
+    "ContrastiveHead",
+    "contrastive_loss",
+    "contrastive_reward",
+]

@@ -1,0 +1,241 @@
+"""Configuration of CLIPO: the fields that it adds to `GRPOConfig`, and their checks.
+
+Symbols are those of the CLIPO paper (arXiv 2603.10101): tau temperature, lambda reward weight, b reward offset, G rollouts
+of one prompt, H hidden size of the policy, D embedding size.
+"""
+
+import copy
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from trl import GRPOConfig
+
+
+LOSS_TYPES = ("infonce", "supcon_out", "supcon_in", "soft_nn")
+SIMILARITIES = ("cosine", "l2", "negative_cosine")
+LEVELS = ("group", "cross", "batch")
+ANCHORS = ("correct", "incorrect", "all")
+HEAD_TYPES = ("linear", "mlp")
+DEBIAS = (None, "layer_norm", "mean_subtract")
+POOLINGS = ("mean", "last")
+WARMUP_POLICIES = ("frozen", "verifiable_reward")
+
+
+def check_choice(name: str, value: Any, choices: tuple) -> None:
+    """Raise a `ValueError` that names the argument `name`, its `value` and the allowed `choices`."""
+    if value not in choices:
+        raise ValueError(f"`{name}` is {value!r}, which is not known. Choose one of {list(choices)}.")
+
+
+@dataclass
+class CLIPOConfigMixin:
+    r"""
+    The fields that CLIPO adds to the configuration of a GRPO-shaped trainer. [`CLIPOConfig`] is this mixin over
+    `GRPOConfig`; put it before another trainer's configuration to use [`CLIPOMixin`] there.
+
+    Parameters:
+        contrastive_loss_type (`str`, *optional*, defaults to `"infonce"`):
+            Loss per rollout: `"infonce"` (one positive drawn at random), `"supcon_out"` (its expectation over the
+            draw), `"supcon_in"` or `"soft_nn"`.
+        contrastive_similarity (`str`, *optional*, defaults to `"cosine"`):
+            Similarity of two embeddings: `"cosine"`, `"l2"` (1 - Euclidean distance) or `"negative_cosine"`.
+        contrastive_temperature (`float`, *optional*, defaults to `0.05`):
+            Temperature tau > 0 that similarities are divided by. The paper uses 0.05.
+        contrastive_level (`str`, *optional*, defaults to `"group"`):
+            Where positives and all others of an anchor come from: `"group"` (both from its group), `"cross"`
+            (positives from its group, others from the whole generation batch) or `"batch"` (both from the batch).
+        contrastive_anchors (`str`, *optional*, defaults to `"correct"`):
+            Rollouts that have a loss: `"correct"`, `"incorrect"` or `"all"`.
+        contrastive_reward_weight (`float`, *optional*, defaults to `0.2`):
+            Weight lambda >= 0 of the loss in the contrastive reward. `0.0` (with offset `0.0`) is GRPO, bit for bit; the
+            head is still trained and its metrics logged. The paper uses 0.2.
+        contrastive_reward_offset (`float`, *optional*, defaults to `0.0`):
+            Constant b of the contrastive reward, before the floor.
+        contrastive_reward_floor (`float`, *optional*, defaults to `-0.5`):
+            Lowest contrastive reward, at most 0. The reference uses -0.5.
+        contrastive_head_type (`str`, *optional*, defaults to `"linear"`):
+            `"linear"` (H -> D) or `"mlp"` (H -> H, ReLU, H -> D), both without bias.
+        contrastive_embedding_dim (`int`, *optional*, defaults to `512`):
+            Size D of the embeddings. The paper uses 512 (GSM8K) and 2048 (MATH).
+        contrastive_learning_rate (`float`, *optional*, defaults to `1e-3`):
+            Constant learning rate of the head's own AdamW, apart from the policy's optimizer and schedule.
+        contrastive_weight_decay (`float`, *optional*, defaults to `0.01`):
+            Weight decay of the head's AdamW.
+        contrastive_debias (`str`, *optional*):
+            What is taken off the pooled states before the head: `None`, `"layer_norm"` (LayerNorm without affine over
+            H) or `"mean_subtract"` (the mean over the generation batch, all processes).
+        contrastive_head_path (`str`, *optional*):
+            Saved head to start from: its folder, a model folder that has it in `contrastive_head/`, or a Hub id. The
+            saved head's own type, size and debias are used.
+        freeze_contrastive_head (`bool`, *optional*, defaults to `False`):
+            Never update the head.
+        contrastive_warmup_steps (`int`, *optional*, defaults to `0`):
+            Number W of generation batches (each is one step of the head) during which only the head learns from the
+            contrastive loss. The paper uses 14 (GSM8K) and 58 (MATH): one epoch.
+        contrastive_warmup_policy (`str`, *optional*, defaults to `"frozen"`):
+            The policy during warm-up: `"frozen"` (no forward, no backward, weights untouched; the paper's way) or
+            `"verifiable_reward"` (it trains on the verifiable reward alone).
+        contrastive_success_rewards (`list[str]`, *optional*):
+            Names of the reward functions whose weighted sum decides whether a rollout is correct. Default: all.
+        contrastive_success_threshold (`float`, *optional*, defaults to `0.0`):
+            A rollout is correct if that sum is greater than this.
+        contrastive_pooling (`str`, *optional*, defaults to `"mean"`):
+            `"mean"` of the hidden states of the completion's tokens but the last, or the `"last"` of them.
+        contrastive_layer (`int`, *optional*, defaults to `-1`):
+            `-1` reads the states after the final norm, which the LM head reads. `k` reads the output of decoder layer
+            `k`, counted from 0; `-2` and below count from the end as Python does.
+    """
+
+    contrastive_loss_type: str = field(
+        default="infonce",
+        metadata={"help": "Loss per rollout.", "choices": LOSS_TYPES},
+    )
+    contrastive_similarity: str = field(
+        default="cosine",
+        metadata={"help": "Similarity of two embeddings.", "choices": SIMILARITIES},
+    )
+    contrastive_temperature: float = field(
+        default=0.05,
+        metadata={"help": "Temperature tau > 0 that similarities are divided by."},
+    )
+    contrastive_level: str = field(
+        default="group",
+        metadata={"help": "Where an anchor's positives and others come from.", "choices": LEVELS},
+    )
+    contrastive_anchors: str = field(
+        default="correct",
+        metadata={"help": "Rollouts that have a loss.", "choices": ANCHORS},
+    )
+    contrastive_reward_weight: float = field(
+        default=0.2,
+        metadata={"help": "Weight lambda >= 0 of the loss in the contrastive reward. 0 is GRPO."},
+    )
+    contrastive_reward_offset: float = field(
+        default=0.0,
+        metadata={"help": "Constant b of the contrastive reward, before the floor."},
+    )
+    contrastive_reward_floor: float = field(
+        default=-0.5,
+        metadata={"help": "Lowest contrastive reward, at most 0."},
+    )
+    contrastive_head_type: str = field(
+        default="linear",
+        metadata={"help": "Head: linear (H -> D) or mlp (H -> H, ReLU, H -> D), no bias.", "choices": HEAD_TYPES},
+    )
+    contrastive_embedding_dim: int = field(
+        default=512,
+        metadata={"help": "Size D of the embeddings."},
+    )
+    contrastive_learning_rate: float = field(
+        default=1e-3,
+        metadata={"help": "Constant learning rate of the head's own AdamW."},
+    )
+    contrastive_weight_decay: float = field(
+        default=0.01,
+        metadata={"help": "Weight decay of the head's AdamW."},
+    )
+    contrastive_debias: str | None = field(
+        default=None,
+        metadata={"help": "Taken off the pooled states before the head: None, layer_norm or mean_subtract."},
+    )
+    contrastive_head_path: str | None = field(
+        default=None,
+        metadata={"help": "Saved head to start from: a folder or a Hub id."},
+    )
+    freeze_contrastive_head: bool = field(
+        default=False,
+        metadata={"help": "Never update the head."},
+    )
+    contrastive_warmup_steps: int = field(
+        default=0,
+        metadata={"help": "Number of generation batches during which only the head learns from the contrastive loss."},
+    )
+    contrastive_warmup_policy: str = field(
+        default="frozen",
+        metadata={"help": "What the policy does during warm-up.", "choices": WARMUP_POLICIES},
+    )
+    contrastive_success_rewards: list[str] | None = field(
+        default=None,
+        metadata={"help": "Reward functions whose weighted sum decides success. Default: all."},
+    )
+    contrastive_success_threshold: float = field(
+        default=0.0,
+        metadata={"help": "A rollout is correct if that sum is greater than this."},
+    )
+    contrastive_pooling: str = field(
+        default="mean",
+        metadata={"help": "Pooling of the completion's hidden states.", "choices": POOLINGS},
+    )
+    contrastive_layer: int = field(
+        default=-1,
+        metadata={"help": "-1: after the final norm; k: output of decoder layer k."},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_contrastive_fields()
+
+    def check_contrastive_fields(self) -> None:
+        """Raise a `ValueError` for the first contrastive field that cannot work, naming the field and its value."""
+        check_choice("contrastive_loss_type", self.contrastive_loss_type, LOSS_TYPES)
+        check_choice("contrastive_similarity", self.contrastive_similarity, SIMILARITIES)
+        check_choice("contrastive_level", self.contrastive_level, LEVELS)
+        check_choice("contrastive_anchors", self.contrastive_anchors, ANCHORS)
+        check_choice("contrastive_head_type", self.contrastive_head_type, HEAD_TYPES)
+        check_choice("contrastive_debias", self.contrastive_debias, DEBIAS)
+        check_choice("contrastive_warmup_policy", self.contrastive_warmup_policy, WARMUP_POLICIES)
+        check_choice("contrastive_pooling", self.contrastive_pooling, POOLINGS)
+
+        for name in ("contrastive_temperature", "contrastive_embedding_dim", "contrastive_learning_rate"):
+            self._check_number(name, getattr(self, name) > 0, "greater than 0")
+        for name in ("contrastive_reward_weight", "contrastive_weight_decay", "contrastive_warmup_steps"):
+            self._check_number(name, getattr(self, name) >= 0, "0 or greater")
+        for name in ("contrastive_reward_offset", "contrastive_success_threshold"):
+            self._check_number(name, True, "a finite number")
+        self._check_number("contrastive_reward_floor", self.contrastive_reward_floor <= 0, "at most 0")
+        if self.contrastive_reward_offset < self.contrastive_reward_floor:
+            raise ValueError(
+                f"`contrastive_reward_offset` ({self.contrastive_reward_offset}) is below `contrastive_reward_floor` "
+                f"({self.contrastive_reward_floor}), so every contrastive reward would be the floor. Lower the floor."
+            )
+        if self.contrastive_level == "group" and self.num_generations < 3:
+            raise ValueError(
+                f"`contrastive_level='group'` needs `num_generations` of 3 or more, for an anchor, a positive and a "
+                f"negative in one group, but it is {self.num_generations}. Raise `num_generations`, or choose "
+                "`contrastive_level='cross'`."
+            )
+        if self.freeze_contrastive_head and self.contrastive_warmup_steps > 0:
+            raise ValueError(
+                f"`contrastive_warmup_steps` is {self.contrastive_warmup_steps} while `freeze_contrastive_head` is "
+                "True: a frozen head has nothing to learn in a warm-up. Set one of the two."
+            )
+        if self.fp16 and self.contrastive_warmup_steps > 0 and self.contrastive_warmup_policy == "frozen":
+            # The gradient scaler of fp16 cannot step without gradients.
+            raise ValueError(
+                "`contrastive_warmup_policy='frozen'` does not work with `fp16=True`. Use `bf16=True`, or "
+                "`contrastive_warmup_policy='verifiable_reward'`."
+            )
+
+    def _check_number(self, name: str, in_range: bool, expected: str) -> None:
+        value = getattr(self, name)
+        if not (in_range and math.isfinite(value)):
+            raise ValueError(f"`{name}` is {value}, but must be {expected}.")
+
+
+@dataclass
+class CLIPOConfig(CLIPOConfigMixin, GRPOConfig):
+    r"""
+    Configuration class for the [`CLIPOTrainer`]: every field of `GRPOConfig`, and those of [`CLIPOConfigMixin`], which
+    documents them. With `contrastive_reward_weight=0.0` the policy is trained by GRPO, bit for bit.
+    """
+
+    @classmethod
+    def from_grpo_config(cls, args: GRPOConfig) -> "CLIPOConfig":
+        """Return a copy of a plain `GRPOConfig` (already checked by its own class) with CLIPO's default fields."""
+        config = copy.copy(args)  # a shallow copy, not a new instance: `GRPOConfig` derives fields from each other
+        config.__class__ = cls
+        for contrastive_field in fields(CLIPOConfigMixin):
+            setattr(config, contrastive_field.name, contrastive_field.default)
+        config.check_contrastive_fields()
+        return config

@@ -1,0 +1,169 @@
+"""Contrastive loss per rollout (CLIPO, arXiv 2603.10101, section 3): embeddings, labels and groups in, losses out.
+
+Pure functions of tensors. Everything is a difference of log-sum-exps; no epsilon stands inside a logarithm (the published
+implementation adds 1e-8 there, which acts as a phantom negative and inflates the loss of far-apart embeddings).
+
+Notation:
+    P: prompts of the generation batch (groups), G: rollouts of a prompt, N = P * G, D: embedding size
+    s_ia = sim(e_i, e_a) / tau: logit of anchor i and rollout a
+    P(i): positives of anchor i, A(i): all others of anchor i; i itself is in neither
+"""
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from .config import ANCHORS, LEVELS, LOSS_TYPES, SIMILARITIES, check_choice
+
+
+# Rows of the (rows x N) logits that are held at once at the levels that look at the whole batch.
+_ROWS_PER_BLOCK = 256
+# Keeps the square root's gradient finite where two embeddings coincide.
+_L2_EPSILON = 1e-8
+
+
+def contrastive_loss(
+    embeddings_PGD: torch.Tensor,
+    correct_PG: torch.Tensor,
+    *,
+    valid_PG: torch.Tensor | None = None,
+    loss_type: str = "infonce",
+    similarity: str = "cosine",
+    temperature: float = 0.05,
+    level: str = "group",
+    anchors: str = "correct",
+    generator: torch.Generator | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""
+    Contrastive loss of every rollout. The head's loss is `loss_PG.sum() / is_anchor_PG.sum()`.
+
+    | `loss_type` | loss of anchor i |
+    |---|---|
+    | `"infonce"` | -log(exp s_ip / sum_{a in A(i)} exp s_ia), p one positive drawn uniformly at each call |
+    | `"supcon_out"` | the mean of the above over p in P(i) |
+    | `"supcon_in"` | -log(mean_{p in P(i)} exp s_ip / sum_{a in A(i)} exp s_ia) |
+    | `"soft_nn"` | -log(sum_{p in P(i)} exp s_ip / sum_{a in A(i)} exp s_ia) |
+
+    With all positives in one point `"infonce"` and the two `"supcon"` still cost log |P(i)|, since the denominator holds
+    the other positives. `"soft_nn"` does not.
+
+    Time and memory grow with N * G at level `"group"`. The other two levels take time N * N and hold a block of rows of
+    the logits at once, in the backward pass too.
+
+    Args:
+        embeddings_PGD (`torch.Tensor` of shape `(P, G, D)`):
+            Unit embeddings, one group a row. Gradients flow into them.
+        correct_PG (`torch.Tensor` of shape `(P, G)`, bool):
+            True where the rollout succeeded.
+        valid_PG (`torch.Tensor` of shape `(P, G)`, bool, *optional*):
+            False where a rollout is neither anchor nor positive nor negative; its embedding may be anything. Default: all
+            True.
+        loss_type (`str`, *optional*, defaults to `"infonce"`):
+            See the table.
+        similarity (`str`, *optional*, defaults to `"cosine"`):
+            `"cosine"`, `"l2"` = 1 - sqrt(2 - 2 cos) or `"negative_cosine"` = -cos.
+        temperature (`float`, *optional*, defaults to `0.05`):
+            tau > 0.
+        level (`str`, *optional*, defaults to `"group"`):
+            `"group"`: positives share group and label, A(i) is the group. `"cross"`: positives share group and label,
+            A(i) is the batch. `"batch"`: positives share the label, A(i) is the batch.
+        anchors (`str`, *optional*, defaults to `"correct"`):
+            `"correct"`, `"incorrect"` or `"all"` rollouts have a loss.
+        generator (`torch.Generator`, *optional*):
+            CPU generator of InfoNCE's draw. `None` uses torch's global one.
+
+    Returns:
+        `tuple` of `loss_PG` (`(P, G)`, 0 where the rollout is no anchor) and `is_anchor_PG` (`(P, G)`, bool: valid, of
+        the wanted label, with at least one positive and at least one rollout in A(i) that is not a positive).
+
+    Raises:
+        `ValueError`: an unknown name, a temperature that is not positive, or shapes that do not fit.
+    """
+    check_choice("loss_type", loss_type, LOSS_TYPES)
+    check_choice("similarity", similarity, SIMILARITIES)
+    check_choice("level", level, LEVELS)
+    check_choice("anchors", anchors, ANCHORS)
+    if not temperature > 0:
+        raise ValueError(f"`temperature` is {temperature}, but must be greater than 0.")
+    valid_PG = torch.ones_like(correct_PG, dtype=torch.bool) if valid_PG is None else valid_PG.bool()
+    if embeddings_PGD.dim() != 3 or not embeddings_PGD.shape[:2] == correct_PG.shape == valid_PG.shape:
+        raise ValueError(
+            f"`embeddings_PGD` has shape {tuple(embeddings_PGD.shape)}, `correct_PG` {tuple(correct_PG.shape)} and "
+            f"`valid_PG` {tuple(valid_PG.shape)}. Expected (P, G, D), (P, G) and (P, G)."
+        )
+
+    # An invalid embedding may be NaN, and 0 * NaN is NaN: take it out of the product, not only out of the masks.
+    embeddings_PGD = embeddings_PGD.masked_fill(~valid_PG.unsqueeze(-1), 0.0)
+    correct_PG = correct_PG.bool()
+    wanted_PG = valid_PG & {"correct": correct_PG, "incorrect": ~correct_PG, "all": valid_PG}[anchors]
+    # One number in [0, 1) per rollout chooses its positive, so the draw does not depend on how rows are blocked.
+    draw_PG = torch.rand(correct_PG.shape, dtype=torch.float64, generator=generator).to(correct_PG.device)
+    options = (loss_type, similarity, temperature)
+
+    if level == "group":
+        itself_GG = torch.eye(correct_PG.size(1), dtype=torch.bool, device=correct_PG.device)
+        other_PGG = valid_PG.unsqueeze(1) & ~itself_GG
+        positive_PGG = other_PGG & (correct_PG.unsqueeze(2) == correct_PG.unsqueeze(1))
+        return _loss_of_rows(embeddings_PGD, embeddings_PGD, positive_PGG, other_PGG, wanted_PG, draw_PG, *options)
+
+    embeddings_ND, correct_N, valid_N, wanted_N, draw_N = (
+        tensor.flatten(0, 1) for tensor in (embeddings_PGD, correct_PG, valid_PG, wanted_PG, draw_PG)
+    )
+    row_N = torch.arange(correct_N.numel(), device=correct_N.device)
+    group_N = row_N // correct_PG.size(1)
+    blocks = []
+    for row_R in row_N.split(_ROWS_PER_BLOCK):
+        other_RN = valid_N & (row_R.unsqueeze(1) != row_N)
+        positive_RN = other_RN & (correct_N[row_R].unsqueeze(1) == correct_N)
+        if level == "cross":
+            positive_RN &= group_N[row_R].unsqueeze(1) == group_N
+        # Checkpointed: the backward pass makes the block's logits again instead of keeping those of all blocks.
+        blocks.append(
+            checkpoint(
+                _loss_of_rows,
+                *(embeddings_ND[row_R], embeddings_ND, positive_RN, other_RN, wanted_N[row_R], draw_N[row_R]),
+                *options,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+        )
+    loss_N, is_anchor_N = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+    return loss_N.view_as(correct_PG), is_anchor_N.view_as(correct_PG)
+
+
+def _loss_of_rows(anchors_RD, others_CD, positive_RC, other_RC, wanted_R, draw_R, loss_type, similarity, temperature):
+    """
+    Loss of R anchors, each against C columns chosen by masks; all tensors may have a common leading axis.
+
+    Returns the loss (`(..., R)`, 0 where the row is no anchor) and the rows that are anchors (`(..., R)`, bool).
+    """
+    has_positive_R = positive_RC.any(-1)
+    has_negative_R = (other_RC & ~positive_RC).any(-1)
+    is_anchor_R = wanted_R & has_positive_R & has_negative_R
+
+    # A row that is no anchor may have empty sets, whose log-sum-exp has NaN gradients: let it see all columns instead,
+    # and drop its loss at the end.
+    positive_RC = positive_RC | ~is_anchor_R.unsqueeze(-1)
+    other_RC = other_RC | ~is_anchor_R.unsqueeze(-1)
+
+    logits_RC = _similarity(anchors_RD @ others_CD.transpose(-1, -2), similarity) / temperature
+    log_all_R = logits_RC.masked_fill(~other_RC, -torch.inf).logsumexp(-1)
+    n_positives_R = positive_RC.sum(-1)
+    if loss_type == "infonce":
+        chosen_R = (draw_R * n_positives_R).long().clamp(max=n_positives_R - 1)
+        is_chosen_RC = positive_RC & (positive_RC.cumsum(-1) - 1 == chosen_R.unsqueeze(-1))
+        log_positive_R = logits_RC.masked_fill(~is_chosen_RC, 0.0).sum(-1)
+    elif loss_type == "supcon_out":
+        log_positive_R = logits_RC.masked_fill(~positive_RC, 0.0).sum(-1) / n_positives_R
+    else:
+        log_positive_R = logits_RC.masked_fill(~positive_RC, -torch.inf).logsumexp(-1)
+        if loss_type == "supcon_in":
+            log_positive_R = log_positive_R - n_positives_R.to(log_positive_R.dtype).log()
+    return (log_all_R - log_positive_R).masked_fill(~is_anchor_R, 0.0), is_anchor_R
+
+
+def _similarity(cosine: torch.Tensor, similarity: str) -> torch.Tensor:
+    if similarity == "cosine":
+        return cosine
+    if similarity == "negative_cosine":
+        return -cosine
+    return 1.0 - (2.0 - 2.0 * cosine).clamp(min=_L2_EPSILON).sqrt()

@@ -1,0 +1,268 @@
+"""Pooled states against a plain full forward of each rollout alone, whichever way they are read."""
+
+import pytest
+import torch
+from peft import LoraConfig
+from tiny_models import letters_reward, tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
+
+from clipo_trl import CLIPOTrainer
+from clipo_trl.hidden_states import DecodePooler, ForwardPooler, HiddenStateReader, RolloutTokens, pool, right_padded
+
+
+def positions_by_hand(n_prompt, policy_mask, pooling="mean"):
+    """The method's text, word by word: completion tokens 1..T-1 that the policy wrote; else the state that sampled it."""
+    T = len(policy_mask)
+    positions = [n_prompt + t for t in range(T - 1) if policy_mask[t]]
+    if not positions and any(policy_mask):
+        positions = [n_prompt + max(t for t in range(T) if policy_mask[t]) - 1]
+    return positions if pooling == "mean" else positions[-1:]
+
+
+@torch.no_grad()
+def full_forward_states(model, tokens, pooling="mean", layer=-1):
+    """Pooled states from `output_hidden_states=True`, one rollout at a time, without padding."""
+    pooled = []
+    was_training = model.training
+    model.eval()
+    for row in range(len(tokens)):
+        n_completion = len(tokens.completion_ids[row])
+        policy_mask = tokens.policy_mask[row] if tokens.policy_mask is not None else [1] * n_completion
+        ids = torch.tensor([tokens.prompt_ids[row] + tokens.completion_ids[row]])
+        states = model(input_ids=ids, output_hidden_states=True).hidden_states
+        states = states[layer + 1] if layer >= 0 else states[layer]  # hidden_states[0] are the token embeddings
+        positions = positions_by_hand(len(tokens.prompt_ids[row]), policy_mask, pooling)
+        pooled.append(states[0, positions].float().mean(0))
+    model.train(was_training)
+    return torch.stack(pooled)
+
+
+class RecordingTrainer(CLIPOTrainer):
+    """Keeps what it pooled, beside what a full forward with the same weights gives."""
+
+    force_way = None
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._way = self.force_way or self._way
+        self.records = []
+
+    def _contrastive_column(self, rewards_per_func, pooled_BH):
+        expected = full_forward_states(
+            self.model, self._tokens, self.args.contrastive_pooling, self.args.contrastive_layer
+        )
+        self.records.append((self._tokens, pooled_BH.clone(), expected))
+        return super()._contrastive_column(rewards_per_func, pooled_BH)
+
+
+def record(tmp_path, way=None, model=None, trainer_kwargs=None, **settings):
+    trainer_class = type("Recording", (RecordingTrainer,), {"force_way": way})
+    trainer = trainer_class(
+        model or tiny_model(),
+        letters_reward,
+        tiny_config(tmp_path, **settings),
+        train_dataset=tiny_dataset(),
+        processing_class=tiny_tokenizer(),
+        **(trainer_kwargs or {}),
+    )
+    trainer.train()
+    assert trainer.records
+    return trainer
+
+
+def assert_right(trainer, atol=1e-5):
+    for _, pooled, expected in trainer.records:
+        assert pooled.dtype == torch.float32
+        torch.testing.assert_close(pooled, expected, atol=atol, rtol=atol)
+
+
+WAYS = ["decode", "forward", "fused"]
+# TRL scores its rollouts itself when a generation serves several optimizer steps.
+FUSED = {"steps_per_generation": 2, "per_device_train_batch_size": 4}
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("layer", [-1, 0, -2])
+@pytest.mark.parametrize("way", WAYS)
+def test_pooled_states_are_those_of_a_full_forward(tmp_path, way, layer, pooling):
+    settings = FUSED if way == "fused" else {}
+    trainer = record(tmp_path, way, contrastive_layer=layer, contrastive_pooling=pooling, max_steps=2, **settings)
+    assert trainer._way == way
+    lengths = [len(ids) for tokens, _, _ in trainer.records for ids in tokens.completion_ids]
+    prompt_lengths = [len(ids) for tokens, _, _ in trainer.records for ids in tokens.prompt_ids]
+    assert len(set(lengths)) > 3 and len(set(prompt_lengths)) > 1
+    assert_right(trainer)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_completions_of_one_token(tmp_path, way):
+    settings = FUSED if way == "fused" else {}
+    trainer = record(tmp_path, way, max_completion_length=1, max_steps=2, **settings)
+    assert all(len(ids) == 1 for tokens, _, _ in trainer.records for ids in tokens.completion_ids)
+    assert_right(trainer)
+
+
+def test_ways_are_chosen_from_the_configuration(tmp_path):
+    assert record(tmp_path)._way == "decode"
+    assert record(tmp_path, **FUSED)._way == "fused"
+    assert record(tmp_path, num_iterations=2)._way == "fused"
+    # TRL's own pass hides truncated completions from themselves
+    assert record(tmp_path, mask_truncated_completions=True, **FUSED)._way == "decode"
+
+
+@pytest.mark.parametrize("way", ["decode", "fused"])
+def test_truncated_completions_that_are_masked_keep_their_states(tmp_path, way):
+    settings = FUSED if way == "fused" else {}
+    assert_right(record(tmp_path, mask_truncated_completions=True, max_completion_length=4, **settings))
+
+
+@pytest.mark.parametrize("pad_to_multiple_of", [None, 8])
+def test_extra_passes_are_counted_and_only_made_where_needed(tmp_path, pad_to_multiple_of):
+    for way, expected in (("decode", None), ("forward", 1.0)):
+        trainer = record(tmp_path, way, pad_to_multiple_of=pad_to_multiple_of)
+        logged = [row.get("contrastive/extra_forward_passes") for row in trainer.state.log_history if "loss" in row]
+        assert logged == [expected] * 3
+        assert_right(trainer)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_bf16(tmp_path, way):
+    settings = FUSED if way == "fused" else {}
+    trainer = record(tmp_path, way, model=tiny_model().bfloat16(), max_steps=2, **settings)
+    assert_right(trainer, atol=0.1)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+@pytest.mark.parametrize("way", WAYS)
+def test_lora_states_are_those_with_the_adapter_on(tmp_path, way, beta):
+    settings = FUSED if way == "fused" else {}
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False, lora_alpha=32)
+    trainer = record(
+        tmp_path, way, trainer_kwargs={"peft_config": adapter}, beta=beta, max_steps=2, learning_rate=1e-4, **settings
+    )
+    assert_right(trainer)
+    tokens, pooled, _ = trainer.records[-1]
+    with trainer.model.disable_adapter():
+        assert not torch.allclose(pooled, full_forward_states(trainer.model, tokens), atol=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore:You are using 'rollout_func':UserWarning")
+def test_rollout_func_with_tokens_of_an_environment(tmp_path):
+    tokenizer = tiny_tokenizer()
+
+    def rollout(prompts, trainer):
+        prompt_ids = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in prompts]
+        completions = ["abc[42]de<|end|>", "x[7]<|end|>", "no tools<|end|>", "[]y"] * (len(prompts) // 4)
+        completion_ids = [tokenizer(text)["input_ids"] for text in completions]
+        env_mask, outside = [], 1
+        for text_ids in completion_ids:
+            mask = []
+            for token in text_ids:
+                outside = 0 if token == tokenizer.convert_tokens_to_ids("[") else outside
+                mask.append(outside)
+                outside = 1 if token == tokenizer.convert_tokens_to_ids("]") else outside
+            env_mask.append(mask)
+        logprobs = [[-1.0] * len(ids) for ids in completion_ids]
+        return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": logprobs, "env_mask": env_mask}
+
+    trainer = record(tmp_path, trainer_kwargs={"rollout_func": rollout})
+    assert trainer._way == "forward"
+    assert any(0 in mask for mask in trainer.records[0][0].policy_mask)
+    assert_right(trainer)
+    # the fused way sees the same mask
+    trainer = record(tmp_path, trainer_kwargs={"rollout_func": rollout}, **FUSED)
+    assert trainer._way == "fused"
+    assert_right(trainer)
+
+
+def test_continuous_batching(tmp_path):
+    trainer = record(
+        tmp_path,
+        model=tiny_model(),
+        use_transformers_continuous_batching=True,
+        transformers_continuous_batching_config={"block_size": 32, "num_blocks": 16, "max_batch_tokens": 64},
+    )
+    assert trainer._way == "forward"
+    assert_right(trainer)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize(
+    "policy_mask", [[1, 1, 1], [1], [0, 0, 1], [1, 0, 0], [1, 0, 1, 1], [0, 0], [1, 1, 0, 0, 1]], ids=str
+)
+def test_positions(policy_mask, pooling):
+    tokens = RolloutTokens([[5, 6]], [[7] * len(policy_mask)], [policy_mask])
+    reads = tokens.reads(0, pooling)
+    assert reads.nonzero().flatten().tolist() == positions_by_hand(2, policy_mask, pooling)
+
+
+def test_pooling_leaves_garbage_at_padded_positions_out():
+    states = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    reads = torch.tensor([[True, True, False, False], [False, False, False, True]])
+    expected = torch.stack([states[0, :2].mean(0), states[1, 3]])
+    states[0, 2:] = torch.nan
+    states[1, :3] = torch.inf
+    torch.testing.assert_close(pool(states, reads), expected)
+
+
+def test_pooling_accumulates_in_float32():
+    states = torch.ones(1, 4096, 1, dtype=torch.bfloat16)  # a bf16 sum would stop at 256
+    assert pool(states, torch.ones(1, 4096, dtype=torch.bool)).item() == 1.0
+
+
+def test_chunks_of_rows_are_taken_in_order():
+    states = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0))
+    reads = torch.rand(5, 4, generator=torch.Generator().manual_seed(1)) < 0.7
+    pooler = ForwardPooler(reads)
+    for chunk in states.split(2):
+        pooler(chunk, None)
+    torch.testing.assert_close(pooler.result(), pool(states, reads))
+
+
+def test_right_padding_keeps_positions():
+    tokens = RolloutTokens([[5, 6, 7], [8]], [[9, 10], [11, 12, 13]])
+    input_ids, attention_mask, reads = right_padded(tokens, [1, 0], "mean", 0, torch.device("cpu"))
+    assert input_ids.tolist() == [[8, 11, 12, 13, 0], [5, 6, 7, 9, 10]]
+    assert attention_mask.tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+    assert reads.int().tolist() == [[0, 1, 1, 0, 0], [0, 0, 0, 1, 0]]
+
+
+def test_decoding_that_does_not_match_the_completions_is_noticed():
+    def decoded(ids):
+        pooler = DecodePooler([1], "mean")
+        pooler(torch.zeros(1, 3, 4), torch.tensor([[2, 3, 4]]))
+        for token in ids:
+            pooler(torch.ones(1, 1, 4), torch.tensor([[token]]))
+        return pooler
+
+    completion = RolloutTokens([[5]], [[7, 8, 9, 1]])
+    assert decoded([7, 8, 9, 1, 0]).result(completion) is not None
+    assert decoded([7, 9, 8, 1, 0]).result(completion) is None  # another order, as beams have it
+    assert decoded([7, 8]).result(completion) is None
+    assert DecodePooler([1], "mean").result(completion) is None  # nothing was decoded
+
+
+def test_beams_fall_back_to_a_forward_pass(tmp_path):
+    trainer = record(tmp_path, generation_kwargs={"num_beams": 2})
+    assert trainer._way == "decode"
+    assert [row["contrastive/extra_forward_passes"] for row in trainer.state.log_history if "loss" in row] == [1.0] * 3
+    assert_right(trainer)
+
+
+def test_the_hook_does_not_stay(tmp_path):
+    for way in WAYS:
+        trainer = record(tmp_path, way, **(FUSED if way == "fused" else {}))
+        hooks = [hook for module in trainer._reader.decoder.modules() for hook in module._forward_hooks.values()]
+        assert not any(
+            "HiddenStateReader" in hook.__qualname__ for hook in hooks
+        )  # transformers leaves some of its own
+
+
+def test_an_unknown_structure_says_what_was_looked_for():
+    with pytest.raises(ValueError, match="base_model_prefix"):
+        HiddenStateReader(tiny_model().model)
+
+
+@pytest.mark.parametrize("layer", [2, -3])
+def test_a_layer_that_does_not_exist_is_named(layer):
+    with pytest.raises(ValueError, match=f"`contrastive_layer` is {layer}"):
+        HiddenStateReader(tiny_model(), layer)

@@ -1,0 +1,273 @@
+"""The contrastive loss against measured vectors of the reference, a float64 double loop, and its properties."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from clipo_trl import contrastive_loss, contrastive_reward
+from clipo_trl.config import ANCHORS, LEVELS, LOSS_TYPES, SIMILARITIES
+
+
+GOLDEN = Path(__file__).parents[1].parent / "shared" / "golden"
+GOLDEN_NAMES = {
+    "infonce_loss": "infonce",
+    "supcon_loss_out": "supcon_out",
+    "supcon_loss_in": "supcon_in",
+    "soft_nn_loss": "soft_nn",
+    "cosine_distance": "cosine",  # the reference's "distance" is a similarity
+    "l2_distance": "l2",
+    "-cosine_distance": "negative_cosine",
+    0: "correct",
+    1: "incorrect",
+    -1: "all",
+}
+GOLDEN_CASES = json.loads((GOLDEN / "contrastive_loss.json").read_text()) if GOLDEN.is_dir() else []
+
+
+def make_batch(n_groups=4, group_size=6, dim=8, seed=0, spread=0.3, p_correct=0.6):
+    """Unit embeddings (P, G, D) with cosines where real ones lie, float64, and labels (P, G)."""
+    rng = torch.Generator().manual_seed(seed)
+    center = torch.randn(dim, generator=rng, dtype=torch.float64)
+    noise = torch.randn(n_groups, group_size, dim, generator=rng, dtype=torch.float64)
+    embeddings = torch.nn.functional.normalize(center / center.norm() + spread * noise, dim=-1)
+    return embeddings, torch.rand(n_groups, group_size, generator=rng) < p_correct
+
+
+def loop_loss(embeddings, correct, valid, loss_type, similarity, temperature, level, anchors):
+    """The table of the method, pair by pair. Returns {(p, g): loss}, and for infonce {(p, g): [loss per positive]}."""
+    P, G = correct.shape
+    rollouts = [(p, g) for p in range(P) for g in range(G) if valid[p, g]]
+
+    def logit(i, a):
+        cosine = float(np.dot(embeddings[i].numpy(), embeddings[a].numpy()))
+        value = {"cosine": cosine, "negative_cosine": -cosine, "l2": 1 - math.sqrt(max(2 - 2 * cosine, 0))}
+        return value[similarity] / temperature
+
+    losses = {}
+    for i in rollouts:
+        if anchors != "all" and bool(correct[i]) != (anchors == "correct"):
+            continue
+        others = [a for a in rollouts if a != i and (level != "group" or a[0] == i[0])]
+        positives = [a for a in others if correct[a] == correct[i] and (level == "batch" or a[0] == i[0])]
+        if not positives or len(positives) == len(others):
+            continue
+        total = sum(math.exp(logit(i, a)) for a in others)
+        shares = [math.exp(logit(i, p)) / total for p in positives]
+        if loss_type == "infonce":
+            losses[i] = [-math.log(share) for share in shares]
+        elif loss_type == "supcon_out":
+            losses[i] = -sum(math.log(share) for share in shares) / len(shares)
+        else:
+            losses[i] = -math.log(sum(shares) / (len(shares) if loss_type == "supcon_in" else 1))
+    return losses
+
+
+@pytest.mark.skipif(not GOLDEN_CASES, reason="the measured vectors (../shared/golden) are not there")
+@pytest.mark.parametrize("case", GOLDEN_CASES, ids=lambda case: str(case["case"]))
+def test_golden(case):
+    with np.load(GOLDEN / "contrastive_loss.npz") as arrays:
+        expected = {
+            name: torch.from_numpy(arrays[f"{case['case']}/{name}"])
+            for name in ("embeddings", "labels", "group_ids", "per_sample_loss", "loss", "grad", "contrastive_rewards")
+        }
+    P, G = case["n_groups"], case["G"]
+    assert expected["group_ids"].view(P, G).eq(expected["group_ids"].view(P, G)[:, :1]).all()
+    embeddings = expected["embeddings"].float().view(P, G, -1).requires_grad_()
+    correct = expected["labels"].view(P, G) > 0
+
+    loss, is_anchor = contrastive_loss(
+        embeddings,
+        correct,
+        loss_type=GOLDEN_NAMES[case["loss"]],
+        similarity=GOLDEN_NAMES[case["dist"]],
+        temperature=case["tau"],
+        level=case["level"],
+        anchors=GOLDEN_NAMES[case["masked"]],
+    )
+    head_loss = loss.sum() / is_anchor.sum().clamp(min=1)
+    head_loss.backward()
+    reward = contrastive_reward(loss, correct, weight=case["lam"], offset=case["constant"])
+
+    torch.testing.assert_close(loss.flatten(), expected["per_sample_loss"].float(), atol=5e-4, rtol=0)
+    torch.testing.assert_close(head_loss, expected["loss"].float(), atol=5e-4, rtol=0)
+    torch.testing.assert_close(reward.flatten(), expected["contrastive_rewards"].float(), atol=5e-4, rtol=0)
+    gradient = expected["grad"].float()
+    error = (embeddings.grad.flatten(0, 1) - gradient).abs().max()
+    assert error <= 1e-3 * gradient.abs().max()
+
+
+@pytest.mark.parametrize("anchors", ANCHORS)
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_agrees_with_a_double_loop(loss_type, similarity, level, anchors, monkeypatch):
+    monkeypatch.setattr("clipo_trl.losses._ROWS_PER_BLOCK", 7)  # several blocks, the last one smaller
+    embeddings, correct = make_batch()
+    valid = torch.rand(correct.shape, generator=torch.Generator().manual_seed(5)) < 0.85
+    settings = {"loss_type": loss_type, "similarity": similarity, "level": level, "anchors": anchors}
+    loss, is_anchor = contrastive_loss(embeddings, correct, valid_PG=valid, temperature=0.1, **settings)
+    expected = loop_loss(embeddings, correct, valid, temperature=0.1, **settings)
+
+    assert {tuple(index) for index in is_anchor.nonzero().tolist()} == set(expected)
+    assert loss[~is_anchor].eq(0).all()
+    for index, value in expected.items():
+        if loss_type == "infonce":  # one of the positives, whichever was drawn
+            assert min(abs(loss[index].item() - one) for one in value) < 1e-9
+        else:
+            assert loss[index].item() == pytest.approx(value, abs=1e-9)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_infonce_is_supcon_out_on_average(level):
+    embeddings, correct = make_batch(n_groups=3, group_size=5)
+    generator = torch.Generator().manual_seed(0)
+    n_draws = 4000
+    total = torch.zeros_like(correct, dtype=torch.float64)
+    for _ in range(n_draws):
+        total += contrastive_loss(
+            embeddings, correct, temperature=0.5, level=level, anchors="all", generator=generator
+        )[0]
+    expected, is_anchor = contrastive_loss(
+        embeddings, correct, loss_type="supcon_out", temperature=0.5, level=level, anchors="all"
+    )
+    assert is_anchor.any()
+    torch.testing.assert_close(total / n_draws, expected, atol=0.03, rtol=0)
+
+
+def test_infonce_draws_every_positive_equally_often():
+    embeddings, correct = make_batch(n_groups=1, group_size=6, p_correct=1.0)
+    correct[0, 5] = False
+    positives = loop_loss(embeddings, correct, correct | True, "infonce", "cosine", 0.5, "group", "correct")[0, 0]
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.zeros(len(positives))
+    for _ in range(2000):
+        loss, _ = contrastive_loss(embeddings, correct, temperature=0.5, generator=generator)
+        counts[int(np.argmin([abs(loss[0, 0].item() - one) for one in positives]))] += 1
+    assert (counts / 2000 - 1 / len(positives)).abs().max() < 0.04
+
+
+def test_infonce_draw_uses_only_its_generator():
+    embeddings, correct = make_batch(group_size=16)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = contrastive_loss(embeddings, correct, generator=torch.Generator().manual_seed(3))[0]
+    again = contrastive_loss(embeddings, correct, generator=torch.Generator().manual_seed(3))[0]
+    other = contrastive_loss(embeddings, correct, generator=torch.Generator().manual_seed(4))[0]
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("loss_type", ["supcon_out", "supcon_in", "soft_nn"])
+def test_order_inside_a_group_does_not_matter(loss_type):
+    embeddings, correct = make_batch()
+    order = torch.randperm(correct.size(1), generator=torch.Generator().manual_seed(0))
+    loss, is_anchor = contrastive_loss(embeddings, correct, loss_type=loss_type)
+    shuffled, shuffled_anchor = contrastive_loss(embeddings[:, order], correct[:, order], loss_type=loss_type)
+    torch.testing.assert_close(shuffled, loss[:, order])
+    assert torch.equal(shuffled_anchor, is_anchor[:, order])
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("case", ["all_right", "all_wrong", "single_right", "all_invalid"])
+def test_degenerate_batches_give_zero_and_a_working_backward(case, loss_type, similarity, level):
+    embeddings, correct = make_batch(n_groups=1)  # with several, other groups are negatives at level cross
+    correct[:] = case in ("all_right", "all_invalid")
+    if case == "single_right":
+        correct[0, 2] = True
+    valid = torch.full_like(correct, case != "all_invalid")
+    embeddings.requires_grad_()
+    loss, is_anchor = contrastive_loss(
+        embeddings, correct, valid_PG=valid, loss_type=loss_type, similarity=similarity, level=level
+    )
+    assert not is_anchor.any() and loss.eq(0).all()
+    loss.sum().backward()
+    assert embeddings.grad.eq(0).all()
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_identical_embeddings_have_finite_gradients(loss_type, similarity):
+    embeddings, correct = make_batch()
+    embeddings = embeddings[:, :1].expand_as(embeddings).clone().requires_grad_()
+    loss, _ = contrastive_loss(embeddings, correct, loss_type=loss_type, similarity=similarity)
+    loss.sum().backward()
+    assert loss.isfinite().all() and embeddings.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 7.0])
+def test_an_invalid_rollout_has_no_influence(bad, level):
+    embeddings, correct = make_batch()
+    valid = torch.ones_like(correct)
+    valid[0, 0] = valid[2, 3] = False
+    settings = {"valid_PG": valid, "loss_type": "supcon_out", "level": level}
+    clean = embeddings.clone().requires_grad_()
+    expected, _ = contrastive_loss(clean, correct, **settings)
+    expected.sum().backward()
+    dirty = embeddings.clone()
+    dirty[0, 0] = dirty[2, 3] = bad
+    dirty.requires_grad_()
+    loss, is_anchor = contrastive_loss(dirty, correct, **settings)
+    loss.sum().backward()
+    assert not is_anchor[0, 0] and not is_anchor[2, 3]
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(dirty.grad, clean.grad)
+    assert dirty.grad[0, 0].eq(0).all()
+
+
+def test_positives_in_one_point_cost_log_of_their_number_but_not_in_soft_nn():
+    correct = torch.tensor([[True] * 5 + [False]])
+    embeddings = torch.zeros(1, 6, 3, dtype=torch.float64)
+    embeddings[0, :5, 0] = 1.0
+    embeddings[0, 5, 0] = -1.0  # far away: exp(-2 / tau) is nothing
+    for loss_type in ("infonce", "supcon_out", "supcon_in"):
+        loss, _ = contrastive_loss(embeddings, correct, loss_type=loss_type)
+        torch.testing.assert_close(loss[0, :5], torch.full((5,), math.log(4), dtype=torch.float64))
+    loss, _ = contrastive_loss(embeddings, correct, loss_type="soft_nn")
+    torch.testing.assert_close(loss[0, :5], torch.zeros(5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("level", ["cross", "batch"])
+def test_blocks_of_rows_change_nothing(level, monkeypatch):
+    embeddings, correct = make_batch(n_groups=8)
+    results = []
+    for rows in (5, 10_000):
+        monkeypatch.setattr("clipo_trl.losses._ROWS_PER_BLOCK", rows)
+        leaf = embeddings.clone().requires_grad_()
+        loss, _ = contrastive_loss(leaf, correct, level=level, generator=torch.Generator().manual_seed(0))
+        loss.sum().backward()
+        results.append((loss.detach(), leaf.grad))
+    torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.0},
+        {"temperature": -1.0},
+        {"loss_type": "triplet"},
+        {"similarity": "dot"},
+        {"level": "prompt"},
+        {"anchors": "none"},
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_named(settings):
+    embeddings, correct = make_batch()
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        contrastive_loss(embeddings, correct, **settings)
+
+
+def test_wrong_shapes_are_named():
+    embeddings, correct = make_batch()
+    with pytest.raises(ValueError, match="embeddings_PGD"):
+        contrastive_loss(embeddings.flatten(0, 1), correct)
+    with pytest.raises(ValueError, match="embeddings_PGD"):
+        contrastive_loss(embeddings, correct[:, 1:])

@@ -1,0 +1,120 @@
+"""
+The places inside TRL and transformers that CLIPO hangs on. When a release moves one, this file says which, before a run does.
+"""
+
+import inspect
+
+import pytest
+from transformers import Trainer
+from trl import GRPOTrainer
+from trl.models.utils import _ForwardRedirection
+
+from clipo_trl.trainer import CLIPOMixin
+
+
+SIGNATURES = {
+    (GRPOTrainer, "_generate"): ["self", "prompts"],
+    (GRPOTrainer, "_generate_and_score_completions"): ["self", "inputs"],
+    (GRPOTrainer, "_calculate_rewards"): ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+    (GRPOTrainer, "training_step"): ["self", "model", "inputs", "num_items_in_batch"],
+    (GRPOTrainer, "_prepare_inputs"): ["self", "generation_batch"],
+    (Trainer, "save_model"): ["self", "output_dir", "_internal_call"],
+    (Trainer, "_save_optimizer_and_scheduler"): ["self", "output_dir"],
+    (Trainer, "_load_optimizer_and_scheduler"): ["self", "checkpoint"],
+    (_ForwardRedirection, "__call__"): ["self", "wrapper_module", "original_module", "method", "args", "kwargs"],
+}
+
+
+def moved(owner, name, what):
+    return (
+        f"{owner.__module__}.{owner.__name__}.{name} {what}. clipo_trl relies on it: read its new form, mend "
+        "clipo_trl/trainer.py, then this test."
+    )
+
+
+@pytest.mark.parametrize("owner, name", SIGNATURES, ids=lambda value: getattr(value, "__name__", value))
+def test_signatures(owner, name):
+    assert hasattr(owner, name), moved(owner, name, "is gone")
+    found = list(inspect.signature(getattr(owner, name)).parameters)
+    expected = SIGNATURES[owner, name]
+    assert found == expected, moved(owner, name, f"takes {found}, and took {expected}")
+
+
+def test_scoring_pass():
+    method = GRPOTrainer._get_per_token_logps_and_entropies
+    found = list(inspect.signature(method).parameters)[:6]
+    expected = ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size"]
+    assert found == expected, moved(GRPOTrainer, method.__name__, f"begins with {found}, and began with {expected}")
+
+
+def test_constructor():
+    found = list(inspect.signature(GRPOTrainer.__init__).parameters)[:8]
+    expected = ["self", "model", "reward_funcs", "args", "train_dataset", "eval_dataset", "processing_class"]
+    expected.append("reward_processing_classes")
+    assert found == expected, moved(GRPOTrainer, "__init__", f"begins with {found}, and began with {expected}")
+
+
+# Lines of TRL whose meaning CLIPO repeats or builds on. The text is compared without white space.
+LINES = [
+    ("_generate", "return prompt_ids, completion_ids, tool_mask, completions, logprobs,", "rollout tokens come first"),
+    (
+        "_prepare_inputs",
+        "if self._step % generate_every == 0 or self._buffered_inputs is None:",
+        "warm-up counts batches",
+    ),
+    (
+        "_prepare_inputs",
+        "generate_every = self.args.steps_per_generation * self.num_iterations",
+        "warm-up counts batches",
+    ),
+    (
+        "_generate_and_score_completions",
+        "if self.args.gradient_accumulation_steps % generate_every != 0 or "
+        "( self.use_vllm and self.vllm_importance_sampling_correction ):",
+        "tells when TRL scores rollouts itself",
+    ),
+    (
+        "_generate_and_score_completions",
+        "rewards_per_func = self._calculate_rewards(inputs, prompts, completions, completion_ids_list)",
+        "the column is filled here",
+    ),
+    ("_calculate_rewards", "rewards_per_func = gather(rewards_per_func)", "rewards of all processes are returned"),
+    ("training_step", "self._step += 1", "a frozen warm-up step counts like any other"),
+    (
+        "training_step",
+        'self._metrics["train"]["step_time"].append(self._current_train_step_time)',
+        "a frozen warm-up step is timed like any other",
+    ),
+]
+
+
+@pytest.mark.parametrize("name, line, why", LINES, ids=[line[:40] for _, line, _ in LINES])
+def test_lines(name, line, why):
+    source = "".join(inspect.getsource(getattr(GRPOTrainer, name)).split())
+    assert "".join(line.split()) in source, moved(GRPOTrainer, name, f"no longer has `{line}` ({why})")
+
+
+def test_policy_is_scored_before_a_reference():
+    """The fused way takes the first pass after generation to be that of the policy."""
+    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    policy, reference = source.find("old_per_token_logps, _, _ ="), source.find("ref_per_token_logps, _, _ =")
+    assert 0 < policy < reference, moved(
+        GRPOTrainer, "_generate_and_score_completions", "changed the order of its passes"
+    )
+
+
+def test_nothing_that_the_mixin_overrides_has_vanished():
+    own = {name for name in vars(CLIPOMixin) if not name.startswith("__")}
+    overridden = {name for name in own if hasattr(GRPOTrainer, name)}
+    assert overridden == {
+        "_generate",
+        "_generate_and_score_completions",
+        "_get_per_token_logps_and_entropies",
+        "_calculate_rewards",
+        "training_step",
+        "save_model",
+        "_save_optimizer_and_scheduler",
+        "_load_optimizer_and_scheduler",
+    }, (
+        "a method of clipo_trl/trainer.py and one of TRL share a name by accident, or TRL dropped one that is overridden"
+    )
