@@ -1,0 +1,70 @@
+"""Reward functions for the paper's data: plain TRL reward functions, usable without this project's trainer.
+
+Nothing heavy is imported here: computer algebra lives in worker processes, TRL is imported by the one reward that needs it.
+"""
+
+import importlib
+from collections.abc import Callable
+
+from .format import format_reward
+from .gold import GoldReport, check_golds, final_answer
+from .math_accuracy import math_accuracy_reward
+from .multiple_choice import multiple_choice_reward
+from .overlong import soft_overlong_punishment
+from .pool import configure_pool
+from .verifiable import verifiable_reward
+
+
+REWARD_FUNCS = {
+    "verifiable": verifiable_reward,
+    "math_accuracy": math_accuracy_reward,
+    "multiple_choice": multiple_choice_reward,
+    "format": format_reward,
+}
+
+
+def get_reward_func(name: str, *, max_completion_length: int | None = None) -> Callable[..., list[float | None]]:
+    """
+    Reward function by its name, or by a dotted path `package.module.function`.
+
+    Args:
+        name (`str`): `verifiable`, `math_accuracy`, `multiple_choice`, `format`, `soft_overlong`, or a dotted path.
+        max_completion_length (`int`, *optional*): Longest completion in tokens; `soft_overlong` needs it.
+
+    Raises:
+        ValueError: Unknown name, `soft_overlong` without a length, or a path to something that cannot be called.
+        ImportError: The module of a dotted path cannot be imported, or has no such function.
+    """
+    if name in REWARD_FUNCS:
+        return REWARD_FUNCS[name]
+    if name == "soft_overlong":
+        if max_completion_length is None:
+            raise ValueError("Reward 'soft_overlong' needs `max_completion_length`, the longest completion in tokens.")
+        return soft_overlong_punishment(max_completion_length)
+    module, _, function = name.rpartition(".")
+    if not module:
+        known = ", ".join([*REWARD_FUNCS, "soft_overlong"])
+        raise ValueError(
+            f"Unknown reward function '{name}'. Known: {known}; or give a dotted path, 'package.module.function'."
+        )
+    try:
+        reward_func = getattr(importlib.import_module(module), function)
+    except AttributeError as error:
+        raise ImportError(f"Reward function '{name}': module '{module}' has no '{function}'.") from error
+    if not callable(reward_func):
+        raise ValueError(f"Reward function '{name}' is a {type(reward_func).__name__}, which cannot be called.")
+    return reward_func
+
+
+__all__ = [
+    "GoldReport",
+    "check_golds",
+    "configure_pool",
+    "final_answer",
+    "format_reward",
+    "get_reward_func",
+    "math_accuracy_reward",
+    "multiple_choice_reward",
+    "soft_overlong_punishment",
+    "verifiable_reward",
+]
