@@ -1,0 +1,242 @@
+"""Datasets -> the two columns that training reads: `prompt` and `solution`.
+
+A dataset is a local file (parquet, json, jsonl, csv), a folder (saved by `datasets`, or holding data files) or a name on the
+Hub. Its layout is told by its columns, the first that fits:
+
+| layout | columns | `prompt` | `solution` |
+|---|---|---|---|
+| TRL | `prompt`, `solution` | as it is: messages, or plain text | as it is |
+| verl (the CLIPO paper's files) | `prompt`, `reward_model` | as it is | `reward_model["ground_truth"]` |
+| GSM8K | `question`, `answer` | one user message | what follows the last `####`, without thousands separators |
+| MATH | `problem`, `solution` | one user message | the worked solution, which has the answer in its last `\\boxed{}` |
+
+A worked solution is kept whole: the rewards read its last `\\boxed{}` themselves (as math-verify does), so that nothing is
+parsed in two places, and what LaTeX means is decided where answers are compared. All other columns are kept, since reward
+functions receive them (`data_source`, for one).
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from datasets import Dataset, DatasetDict, Value, load_dataset, load_from_disk
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+Prompt = str | list[dict[str, Any]]
+
+FILE_BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+
+
+class Layout(NamedTuple):
+    """Columns that a dataset must have, and how one of its rows becomes `(prompt, answer)`; answer None: there is none."""
+
+    name: str
+    columns: tuple[str, ...]
+    example: str
+    read_row: Callable[[dict[str, Any]], tuple[Prompt, Any]]
+
+
+def _user_message(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def _read_gsm8k(row: dict[str, Any]) -> tuple[Prompt, str | None]:
+    _, mark, answer = (row["answer"] or "").rpartition("####")
+    return _user_message(row["question"]), re.sub(r"(?<=\d),(?=\d)", "", answer) if mark else None
+
+
+def _read_math(row: dict[str, Any]) -> tuple[Prompt, str | None]:
+    has_answer = re.search(r"\\f?boxed\b|\\fbox\b", row["solution"] or "")
+    return _user_message(row["problem"]), row["solution"] if has_answer else None
+
+
+LAYOUTS = (
+    Layout("TRL", ("prompt", "solution"), "prompt, solution", lambda row: (row["prompt"], row["solution"])),
+    Layout(
+        "verl",
+        ("prompt", "reward_model"),
+        "prompt (messages), reward_model.ground_truth",
+        lambda row: (row["prompt"], row["reward_model"]["ground_truth"]),
+    ),
+    Layout("GSM8K", ("question", "answer"), "question, answer with '####'", _read_gsm8k),
+    Layout("MATH", ("problem", "solution"), "problem, solution with '\\boxed{}'", _read_math),
+)
+
+
+def load_prompts(
+    name: str,
+    config: str | None = None,
+    split: str = "train",
+    *,
+    instruction: str | None = None,
+    max_samples: int | None = None,
+) -> Dataset:
+    r"""
+    Load a dataset and bring it to the columns `prompt` and `solution`: [`load_rows`], then [`to_prompt_solution`].
+
+    Args:
+        name (`str`): Local file or folder, or name on the Hub.
+        config (`str`, *optional*): Configuration of a dataset on the Hub (`"main"` of `openai/gsm8k`).
+        split (`str`, *optional*, defaults to `"train"`): Split, in the notation of `datasets` (`"train[:10%]"`). A single
+            file is its only split, whatever its name.
+        instruction (`str`, *optional*): Line to end each prompt with, see [`add_instruction`].
+        max_samples (`int`, *optional*): Only the first rows of the dataset, at most this many. Default: all.
+
+    Returns:
+        `Dataset` with `prompt` (messages or text), `solution` (`str`) and the other columns of the dataset.
+    """
+    return to_prompt_solution(
+        load_rows(name, config, split), instruction=instruction, max_samples=max_samples, name=f"{name} ({split})"
+    )
+
+
+def load_named_prompts(entries: list[str], split: str = "test", **options: Any) -> dict[str, Dataset]:
+    """
+    Load several datasets by name: each entry is `PATH` or `NAME=PATH`, where `PATH` is a local file or folder or a name on
+    the Hub, and gives the name where there is none. `options` are those of [`load_prompts`].
+    """
+    datasets = {}
+    for entry in entries:
+        name, _, path = entry.rpartition("=")
+        name = name or Path(path).stem
+        if name in datasets:
+            raise ValueError(f"Two datasets are called '{name}' in {entries}. Write NAME=PATH to tell them apart.")
+        datasets[name] = load_prompts(path, split=split, **options)
+    return datasets
+
+
+def load_rows(name: str, config: str | None = None, split: str = "train") -> Dataset:
+    """Load the rows of a local file or folder, or of a dataset on the Hub, as they are. Arguments: [`load_prompts`]."""
+    path = Path(name).expanduser()
+    builder = FILE_BUILDERS.get(path.suffix.lower())
+    if path.is_file():
+        if builder is None:
+            raise ValueError(f"Dataset file '{name}' has an unknown ending. Known: {', '.join(FILE_BUILDERS)}.")
+        return load_dataset(builder, data_files={re.match(r"\w*", split).group(): str(path)}, split=split)
+    if builder is not None:
+        raise FileNotFoundError(f"Dataset file '{name}' does not exist (looked in {Path.cwd()}).")
+    if not any((path / marker).is_file() for marker in ("dataset_dict.json", "dataset_info.json")):
+        return load_dataset(name, name=config, split=split)
+    saved = load_from_disk(path)
+    if isinstance(saved, DatasetDict) and split not in saved:
+        raise ValueError(f"Dataset folder '{name}' has no split '{split}'. Its splits: {list(saved)}.")
+    return saved[split] if isinstance(saved, DatasetDict) else saved
+
+
+def to_prompt_solution(
+    dataset: Dataset, *, instruction: str | None = None, max_samples: int | None = None, name: str = "The dataset"
+) -> Dataset:
+    """
+    Bring a dataset to the columns `prompt` and `solution`, which replace the columns that they are made from.
+
+    Rows without an answer are left out with a warning that counts them: no reward could be given for their rollouts, and
+    one gap in a large file is no reason to stop. If no row has an answer, the dataset was misread, and that is an error.
+
+    Args:
+        dataset (`Dataset`): Rows in one of the layouts of this module.
+        instruction (`str`, *optional*): Line to end each prompt with, see [`add_instruction`].
+        max_samples (`int`, *optional*): Only the first rows, at most this many. Default: all.
+        name (`str`, *optional*): What to call the dataset in messages.
+
+    Raises:
+        ValueError: Empty dataset, unknown columns, no row with an answer, `max_samples` below 1.
+        TypeError: A prompt that is neither text nor messages, an answer that is neither text nor a number.
+    """
+    if max_samples is not None and max_samples < 1:
+        raise ValueError(f"`max_samples` is {max_samples}, but must be 1 or more, or None for all rows.")
+    if len(dataset) == 0:
+        raise ValueError(f"{name} is empty. Check the path and the split.")
+    layout = find_layout(dataset, name)
+    if max_samples is not None:
+        dataset = dataset.select(range(min(max_samples, len(dataset))))
+
+    dataset = dataset.map(
+        _convert_row,
+        with_indices=True,
+        fn_kwargs={"read_row": layout.read_row, "instruction": instruction, "name": name},
+        remove_columns=list(layout.columns),
+        desc=f"Reading {name} as {layout.name}",
+    )
+    if dataset.features["solution"] != Value("string"):  # `map` keeps a column of numbers as it was
+        dataset = dataset.cast_column("solution", Value("string"))
+    answered = [index for index, solution in enumerate(dataset["solution"]) if solution is not None]
+    missing = len(dataset) - len(answered)
+    if not answered:
+        raise ValueError(f"{name}: none of {missing} rows has an answer. Expected {layout.name}'s: {layout.example}.")
+    if missing:
+        logger.warning(f"{name}: {missing} of {len(dataset)} rows have no answer and are left out.")
+        dataset = dataset.select(answered)
+    return dataset
+
+
+def find_layout(dataset: Dataset, name: str = "The dataset") -> Layout:
+    """Return the first layout whose columns `dataset` has; a `ValueError` lists both sides if there is none."""
+    for layout in LAYOUTS:
+        if set(layout.columns) <= set(dataset.column_names):
+            if layout.name != "verl" or "ground_truth" in (dataset.features["reward_model"] or ()):
+                return layout
+    understood = "\n".join(f"  {layout.name}: {layout.example}" for layout in LAYOUTS)
+    raise ValueError(
+        f"{name} has the columns {dataset.column_names}, which are no known layout. Rename columns to one of:\n{understood}"
+    )
+
+
+def _convert_row(
+    row: dict[str, Any], index: int, read_row: Callable, instruction: str | None, name: str
+) -> dict[str, Any]:
+    prompt, answer = read_row(row)
+    where = f"{name}, row {index}"
+    if isinstance(prompt, list):
+        readable = all(isinstance(m, dict) and (m["role"] != "user" or m["content"]) for m in prompt)
+    else:
+        readable = isinstance(prompt, str)
+    if not (prompt and readable):
+        raise TypeError(f"{where}: the prompt is {prompt!r}, but must be text, or messages with `role` and `content`.")
+    if not (answer is None or isinstance(answer, (str, int, float))):
+        raise TypeError(f"{where}: the answer is a {type(answer).__name__}, but must be text or a number.")
+    solution = None if answer is None else str(answer).strip() or None
+    return {"prompt": add_instruction(prompt, instruction) if instruction else prompt, "solution": solution}
+
+
+def add_instruction(prompt: Prompt, instruction: str) -> Prompt:
+    r"""
+    Return `prompt` with `instruction` as the last line of its last user message (of the text, if it is plain text).
+
+    Nothing is added if the message holds the instruction already, or asks for a `\boxed{}` just as the instruction does:
+    the paper's files word that line for each task, and two of them would contradict each other.
+    """
+    if isinstance(prompt, str):
+        asks_already = instruction.strip() in prompt or ("\\boxed{}" in instruction and "\\boxed{}" in prompt)
+        return prompt if asks_already else f"{prompt.rstrip()}\n{instruction.strip()}"
+    last_user = max((index for index, message in enumerate(prompt) if message["role"] == "user"), default=None)
+    if last_user is None or not isinstance(prompt[last_user]["content"], str):
+        raise ValueError(f"The instruction {instruction!r} needs a user message with text to end, but got {prompt!r}.")
+    message = {**prompt[last_user], "content": add_instruction(prompt[last_user]["content"], instruction)}
+    return [*prompt[:last_user], message, *prompt[last_user + 1 :]]
+
+
+def drop_long_prompts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Dataset:
+    """
+    Leave out prompts of more than `max_tokens` tokens, chat template included, with a warning that counts them. TRL does
+    not shorten prompts, and a shortened question would have another answer.
+    """
+
+    def fits(prompt: Prompt) -> bool:
+        if isinstance(prompt, str):
+            return len(tokenizer(prompt)["input_ids"]) <= max_tokens
+        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
+        return len(ids["input_ids"]) <= max_tokens
+
+    kept = dataset.filter(fits, input_columns="prompt", desc=f"Leaving out prompts of more than {max_tokens} tokens")
+    if len(kept) == 0:
+        raise ValueError(f"No prompt has at most {max_tokens} tokens. Raise `max_prompt_length`.")
+    if len(kept) < len(dataset):
+        logger.warning(
+            f"{len(dataset) - len(kept)} of {len(dataset)} prompts have more than {max_tokens} tokens: left out."
+        )
+    return kept

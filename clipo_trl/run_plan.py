@@ -1,0 +1,141 @@
+"""What a run of `train.py` will do: the batch sizes multiplied out, and the table that it shows at its start."""
+
+import math
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+from trl import ModelConfig
+
+from .config import CLIPOConfig
+from .trainer import CLIPOTrainer
+
+
+class Plan(NamedTuple):
+    """What the batch sizes multiply out to. A generation batch: P prompts with G rollouts each, sampled together."""
+
+    prompts: int  # P
+    prompts_per_step: float  # for one optimizer step
+    optimizer_steps: int
+    generation_batches: int
+
+
+def plan_run(args: CLIPOConfig, num_prompts: int) -> Plan:
+    """Multiply the batch sizes out for `num_prompts` training prompts; an error if they do not fill a generation batch."""
+    prompts = args.generation_batch_size // args.num_generations
+    batches_per_epoch = num_prompts // prompts  # TRL leaves out the last prompts of an epoch if they fill no batch
+    if batches_per_epoch == 0:
+        raise ValueError(
+            f"The training set has {num_prompts} prompts, but a generation batch takes {prompts} "
+            f"(`generation_batch_size` {args.generation_batch_size} / `num_generations` {args.num_generations}): nothing "
+            "would be trained. Use more data, or lower `generation_batch_size`."
+        )
+    # A pass: forward and backward of `per_device_train_batch_size` rollouts on every process.
+    passes_per_batch = args.steps_per_generation * args.num_iterations
+    passes_per_epoch = batches_per_epoch * passes_per_batch
+    steps_per_epoch = math.ceil(passes_per_epoch / args.gradient_accumulation_steps)
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
+    epochs, steps_left = divmod(steps, steps_per_epoch)
+    passes_left = min(steps_left * args.gradient_accumulation_steps, passes_per_epoch)
+    rollouts_per_step = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+    return Plan(
+        prompts=prompts,
+        prompts_per_step=rollouts_per_step / args.num_generations,
+        optimizer_steps=steps,
+        generation_batches=epochs * batches_per_epoch + math.ceil(passes_left / passes_per_batch),
+    )
+
+
+def start_table(trainer: CLIPOTrainer, plan: Plan, script_args: Any, model_args: ModelConfig) -> Table:
+    """What will run, a line for each subject, a section for each question: on what, how much, with which head, where to."""
+    table = Table(title="CLIPO: what will run", box=box.ROUNDED, show_header=False)
+    table.add_column(style="bold cyan", no_wrap=True)
+    table.add_column()
+    for section in (
+        describe_inputs(trainer, script_args, model_args),
+        describe_batches(trainer.args, plan),
+        describe_clipo(trainer, plan),
+        describe_policy(trainer.args),
+    ):
+        for subject, text in section.items():
+            table.add_row(subject, Text(text))
+        table.add_section()
+    return table
+
+
+def describe_inputs(trainer: CLIPOTrainer, script_args: Any, model_args: ModelConfig) -> dict[str, str]:
+    if hasattr(trainer.model, "get_nb_trainable_parameters"):  # PEFT counts quantized weights right
+        trained, total = trainer.model.get_nb_trainable_parameters()
+    else:  # under ZeRO-3 parameters are empty shells, and their size stands in `ds_numel`
+        sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in trainer.model.parameters()]
+        trained, total = sum(size for size, is_trained in sizes if is_trained), sum(size for size, _ in sizes)
+    share = "all trained" if trained == total else f"{trained:,} trained ({trained / total:.2%})"
+    rows = {
+        "model": f"{model_args.model_name_or_path}: {total:,} parameters, {share}, {model_args.dtype}",
+        "data": f"{script_args.dataset_name} ({script_args.dataset_train_split}): {len(trainer.train_dataset):,} prompts",
+    }
+    if trainer.eval_dataset is not None:
+        sets = trainer.eval_dataset
+        sets = sets if isinstance(sets, dict) else {script_args.dataset_test_split: sets}
+        rows["evaluation"] = ", ".join(f"{name} {len(dataset):,}" for name, dataset in sets.items())
+        rows["evaluation"] += f" prompts, {describe_interval(trainer.args.eval_strategy, trainer.args.eval_steps)}"
+    weighted = zip(trainer.reward_weights.tolist(), trainer.reward_func_names, strict=True)
+    rows["rewards"] = " + ".join(name if weight == 1 else f"{weight:g} x {name}" for weight, name in weighted)
+    return rows
+
+
+def describe_batches(args: CLIPOConfig, plan: Plan) -> dict[str, str]:
+    G, n_processes = args.num_generations, args.world_size
+    processes = "1 process" if n_processes == 1 else f"{n_processes} processes"
+    backend = "" if n_processes == 1 else f", {args.distributed_state.distributed_type.value}"
+    continuous = " with continuous batching" if args.use_transformers_continuous_batching else ""
+    sampler = f"vLLM ({args.vllm_mode})" if args.use_vllm else f"transformers{continuous}"
+    return {
+        "processes": f"{n_processes} x {args.device.type}{backend}",
+        "sampling": f"{sampler}, temperature {args.temperature:g}, up to {args.max_completion_length:,} tokens",
+        "generation batch": f"{plan.prompts:,} prompts x {G} rollouts (group size G) = {plan.prompts * G:,}; "
+        f"{plan.prompts * G // n_processes:,} a process",
+        "optimizer step": f"{plan.prompts_per_step:,g} prompts x {G} rollouts = {processes} x "
+        f"{args.per_device_train_batch_size} rollouts x {args.gradient_accumulation_steps} accumulated",
+        "the run": f"{plan.generation_batches:,} generation batches, {plan.optimizer_steps:,} optimizer steps",
+    }
+
+
+def describe_clipo(trainer: CLIPOTrainer, plan: Plan) -> dict[str, str]:
+    args, head = trainer.args, trainer.contrastive_head
+    shape = " -> ".join(str(size) for size in [head.hidden_size, *(layer.out_features for layer in head.layers)])
+    start = f", from {args.contrastive_head_path}" if args.contrastive_head_path else ""
+    learning = "frozen" if args.freeze_contrastive_head else f"learning rate {args.contrastive_learning_rate:g}"
+    success = args.contrastive_success_rewards or [n for n in trainer.reward_func_names if n != "contrastive"]
+    warmup = args.contrastive_warmup_steps
+    policy = "frozen" if args.contrastive_warmup_policy == "frozen" else "on the verifiable reward"
+    if warmup >= plan.generation_batches and policy == "frozen":
+        policy = "frozen IN ALL OF THIS RUN: lower contrastive_warmup_steps or train longer"
+    return {
+        "head": f"{head.head_type} {shape}, {sum(p.numel() for p in head.parameters()):,} parameters, {learning}{start}",
+        "contrastive loss": f"{args.contrastive_loss_type}, {args.contrastive_similarity} / temperature "
+        f"{args.contrastive_temperature:g}, level {args.contrastive_level}, anchors {args.contrastive_anchors}",
+        "contrastive reward": f"{args.contrastive_reward_offset:g} - {args.contrastive_reward_weight:g} (lambda) x loss, "
+        f"at least {args.contrastive_reward_floor:g}",
+        "success": f"{' + '.join(success)} > {args.contrastive_success_threshold:g}",
+        "warm-up": f"first {warmup:,} generation batches: head learns, policy {policy}" if warmup else "none",
+    }
+
+
+def describe_policy(args: CLIPOConfig) -> dict[str, str]:
+    high = args.epsilon if args.epsilon_high is None else args.epsilon_high
+    kept = f", the last {args.save_total_limit} kept" if args.save_total_limit else ""
+    rows = {
+        "policy loss": f"{args.loss_type} ({args.importance_sampling_level} level), clip {args.epsilon:g} / {high:g}, "
+        f"KL {args.beta:g}, learning rate {args.learning_rate:g} {args.lr_scheduler_type.value}",
+        "checkpoints": f"{args.output_dir}, {describe_interval(args.save_strategy, args.save_steps)}{kept}",
+    }
+    if args.resume_from_checkpoint:
+        rows["resume from"] = str(args.resume_from_checkpoint)
+    return rows
+
+
+def describe_interval(strategy: str, steps: float) -> str:
+    strategy = getattr(strategy, "value", strategy)
+    return {"steps": f"every {steps:g} steps", "epoch": "every epoch", "no": "only at the end"}.get(strategy, strategy)

@@ -1,0 +1,177 @@
+"""Train a model with CLIPO.
+
+    accelerate launch --config_file configs/accelerate/zero2.yaml train.py --config configs/track1_gsm8k.yaml
+    python train.py --config configs/lora_single_gpu.yaml --learning_rate 5e-6 --contrastive_reward_weight 0.1
+
+Every field of [`ScriptArguments`] (below), [`CLIPOConfig`] (with all of TRL's `GRPOConfig` and transformers'
+`TrainingArguments`) and TRL's `ModelConfig` (dtype, attention, PEFT, quantization) can stand in the YAML file or on the command
+line, which has the last word.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import Dataset
+from rich.console import Console
+from transformers import AutoTokenizer
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+
+from clipo_trl import CLIPOConfig, CLIPOTrainer
+from clipo_trl.data import drop_long_prompts, load_named_prompts, load_prompts
+from clipo_trl.run_plan import plan_run, start_table
+from reward_funcs import check_golds, get_reward_func
+
+
+@dataclass
+class ScriptArguments:
+    """
+    What to train on and what to reward; everything else is in `CLIPOConfig` and `ModelConfig`.
+
+    Parameters:
+        dataset_name (`str`):
+            Local file or folder, or name on the Hub; `clipo_trl.data` lists the layouts that are understood.
+        dataset_config (`str`, *optional*):
+            Configuration of a dataset on the Hub (`main` for `openai/gsm8k`).
+        dataset_train_split, dataset_test_split (`str`, *optional*, default to `"train"` and `"test"`):
+            Splits to train on and to evaluate on.
+        eval_datasets (`list[str]`, *optional*):
+            Test sets to evaluate on in place of the test split of `dataset_name`, each a local file or folder or a name on
+            the Hub, as `PATH` or `NAME=PATH`. Metrics are called `eval_NAME_...`. Read only if `eval_strategy` is set.
+        instruction (`str`, *optional*):
+            Line to end each prompt with, unless the prompt has it already.
+        max_prompt_length (`int`, *optional*):
+            Leave out training prompts of more tokens than this. Default: keep all.
+        max_train_samples, max_eval_samples (`int`, *optional*):
+            Only the first rows of the training set and of each test set. Default: all.
+        reward_funcs (`list[str]`, *optional*, defaults to `["verifiable"]`):
+            Reward functions: names known to `reward_funcs`, or dotted paths to functions of yours.
+        max_unparsable_share (`float`, *optional*, defaults to `0.01`):
+            Largest share of solutions, from 0 to 1, that may be unreadable for the rewards `verifiable` and
+            `math_accuracy`; a larger one stops the run before it starts.
+    """
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Dataset to train on: local file or folder, or name on the Hub."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
+    eval_datasets: list[str] | None = field(
+        default=None, metadata={"help": "Test sets, each PATH or NAME=PATH. Default: the test split of dataset_name."}
+    )
+    instruction: str | None = field(
+        default=None, metadata={"help": "Line to end each prompt with, unless the prompt has it already."}
+    )
+    max_prompt_length: int | None = field(
+        default=None, metadata={"help": "Leave out training prompts of more tokens than this."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Only the first rows of the training set."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Only the first rows of each test set."})
+    reward_funcs: list[str] = field(
+        default_factory=lambda: ["verifiable"],
+        metadata={"help": "Reward functions: names known to `reward_funcs`, or dotted paths."},
+    )
+    max_unparsable_share: float = field(
+        default=0.01, metadata={"help": "Largest share of solutions that the rewards may be unable to read."}
+    )
+
+
+def main(argv: list[str] | None = None) -> CLIPOTrainer:
+    """Run the whole training; `argv` defaults to the command line. Returns the trainer, trained."""
+    ##############################################################
+    # Parse: YAML file (--config), then the command line over it #
+    ##############################################################
+    parser = TrlParser((ScriptArguments, CLIPOConfig, ModelConfig))
+    script_args, training_args, model_args = parser.parse_args_and_config(argv)
+    for arguments, name in ((script_args, "dataset_name"), (model_args, "model_name_or_path")):
+        if getattr(arguments, name) is None:
+            raise ValueError(f"`{name}` is missing: put it into the file given with --config, or add --{name} ...")
+    model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+    }
+    training_args.model_init_kwargs = model_init_kwargs | (training_args.model_init_kwargs or {})
+
+    ##########################################
+    # Data: columns `prompt` and `solution`  #
+    ##########################################
+    with training_args.main_process_first(desc="reading the datasets"):
+        train_dataset = load_prompts(
+            script_args.dataset_name,
+            script_args.dataset_config,
+            script_args.dataset_train_split,
+            instruction=script_args.instruction,
+            max_samples=script_args.max_train_samples,
+        )
+        if script_args.max_prompt_length is not None:
+            tokenizer = AutoTokenizer.from_pretrained(
+                model_args.model_name_or_path,
+                revision=model_args.model_revision,
+                trust_remote_code=training_args.trust_remote_code,
+            )
+            train_dataset = drop_long_prompts(train_dataset, tokenizer, script_args.max_prompt_length)
+        eval_datasets = load_eval_datasets(script_args) if training_args.eval_strategy != "no" else None
+    plan = plan_run(training_args, len(train_dataset))
+
+    ###########
+    # Rewards #
+    ###########
+    reward_funcs = [
+        get_reward_func(name, max_completion_length=training_args.max_completion_length)
+        for name in script_args.reward_funcs
+    ]
+    if {"verifiable", "math_accuracy"} & set(script_args.reward_funcs):  # the ones that compare golds by value
+        check_golds(train_dataset, script_args.max_unparsable_share)
+
+    ###########
+    # Trainer #
+    ###########
+    trainer = CLIPOTrainer(
+        model=model_args.model_name_or_path,
+        reward_funcs=reward_funcs,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_datasets,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    if trainer.accelerator.is_main_process:
+        Console().print(start_table(trainer, plan, script_args, model_args))
+
+    #################################################
+    # Train, from a checkpoint if one is asked for  #
+    #################################################
+    resume = training_args.resume_from_checkpoint  # True from YAML is a bool, from the command line a word
+    trainer.train(resume_from_checkpoint={"true": True, "false": None}.get(str(resume).lower(), resume))
+
+    #######################################################
+    # Save: the model, the head beside it, the model card #
+    #######################################################
+    trainer.save_model(training_args.output_dir)
+    card = {
+        "model_name": Path(training_args.hub_model_id or training_args.output_dir).name,
+        "dataset_name": None if Path(script_args.dataset_name).exists() else script_args.dataset_name,
+    }
+    trainer.create_model_card(**card)
+    if training_args.push_to_hub:
+        trainer.push_to_hub(**card)
+    return trainer
+
+
+def load_eval_datasets(script_args: ScriptArguments) -> Dataset | dict[str, Dataset]:
+    """Load the test sets that `eval_datasets` names, or else the test split of `dataset_name`."""
+    name, split = script_args.dataset_name, script_args.dataset_test_split
+    options = {"instruction": script_args.instruction, "max_samples": script_args.max_eval_samples}
+    if script_args.eval_datasets is not None:
+        return load_named_prompts(script_args.eval_datasets, split, **options)
+    if Path(name).is_file():
+        raise ValueError(
+            f"`dataset_name` ('{name}') is one file, without a test split. Name test sets with `eval_datasets`, or set "
+            "`eval_strategy` to 'no'."
+        )
+    return load_prompts(name, script_args.dataset_config, split, **options)
+
+
+if __name__ == "__main__":
+    main().end()  # finishes the trackers and leaves the process group
