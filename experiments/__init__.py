@@ -1,0 +1,1 @@
+"""Experiments with CLIPO on tasks that a program can check step by step."""
