@@ -173,6 +173,8 @@ class CLIPOConfigMixin:
     )
 
     def __post_init__(self):
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model = "reward"  # verifiable: in evaluation there is no contrastive reward
         super().__post_init__()
         self.check_contrastive_fields()
 
@@ -228,6 +230,8 @@ class CLIPOConfig(CLIPOConfigMixin, GRPOConfig):
     r"""
     Configuration class for the [`CLIPOTrainer`]: every field of `GRPOConfig`, and those of [`CLIPOConfigMixin`], which
     documents them. With `contrastive_reward_weight=0.0` the policy is trained by GRPO, bit for bit.
+
+    One default is another: with `load_best_model_at_end`, the best model is the one of the highest evaluation `reward`.
     """
 
     @classmethod

@@ -2,6 +2,7 @@
 
 import math
 import os
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -103,8 +104,25 @@ class ContrastiveHead(
             states_BH = F.relu(layer(states_BH))
         return F.normalize(self.layers[-1](states_BH), dim=-1)
 
+    @torch.no_grad()
+    def fingerprint(self) -> torch.Tensor:
+        """Sum of the weights' bit patterns (int64, no dimension): tells heads apart that differ in a single bit."""
+        return sum(weight.view(torch.int32).sum(dtype=torch.int64) for weight in self.parameters())
 
-def load_head(path: str, hidden_size: int) -> ContrastiveHead:
+    def save_into(self, model_folder: str) -> None:
+        """
+        Save in `contrastive_head/` of a model's folder. Whole files take the place of those of an earlier head: a stop
+        while writing leaves the earlier head, or one that does not load, never a wrong one.
+        """
+        folder, unfinished = Path(model_folder, HEAD_FOLDER), Path(model_folder, f"_{HEAD_FOLDER}")
+        self.save_pretrained(unfinished)
+        folder.mkdir(exist_ok=True)
+        for file in unfinished.iterdir():
+            os.replace(file, folder / file.name)
+        unfinished.rmdir()
+
+
+def load_head(path: str, hidden_size: int, argument: str = "contrastive_head_path") -> ContrastiveHead:
     """
     Load a saved head and check that it fits a policy.
 
@@ -113,21 +131,23 @@ def load_head(path: str, hidden_size: int) -> ContrastiveHead:
             Folder of the head, a model folder that has it in `contrastive_head/`, or a Hub id.
         hidden_size (`int`):
             H, the policy's hidden size.
+        argument (`str`, *optional*, defaults to `"contrastive_head_path"`):
+            What the path was given as, for the error.
 
     Raises:
         `ValueError`: no head there, or a head of another width.
     """
     inside = os.path.join(path, HEAD_FOLDER)
     try:
-        head = ContrastiveHead.from_pretrained(inside if os.path.isdir(inside) else path)
+        head = ContrastiveHead.from_pretrained(inside if os.path.isdir(inside) else path, strict=True)
     except Exception as error:  # whatever was wrong with the file or the Hub, the remedy is the same
         raise ValueError(
-            f"`contrastive_head_path` is {path!r}, but no head could be loaded from there ({error}). Give a folder "
+            f"`{argument}` is {path!r}, but no head could be loaded from there ({error}). Give a folder "
             f"written by `ContrastiveHead.save_pretrained`, a model folder with a `{HEAD_FOLDER}` folder in it, or a Hub id."
         ) from error
     if head.hidden_size != hidden_size:
         raise ValueError(
-            f"`contrastive_head_path` is {path!r}, a head for hidden size {head.hidden_size}, but the policy's hidden "
+            f"`{argument}` is {path!r}, a head for hidden size {head.hidden_size}, but the policy's hidden "
             f"size is {hidden_size}. Use a head that was trained with a policy of this hidden size."
         )
     return head

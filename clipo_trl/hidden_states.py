@@ -108,10 +108,13 @@ class HiddenStateReader:
         layer (`int`): -1 for the states after the final norm, otherwise a decoder layer.
 
     Raises:
-        `ValueError`: a structure in which the decoder is not found, or a layer that does not exist.
+        `ValueError`:
+            a structure in which the decoder is not found, a layer that does not exist, or an adapter that acts outside
+            the decoder.
     """
 
     def __init__(self, model: nn.Module, layer: int = -1):
+        self._refuse_adapters_outside_the_decoder(model)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.decoder = base.base_model if isinstance(base, PreTrainedModel) else base
         if self.decoder is base:
@@ -122,6 +125,19 @@ class HiddenStateReader:
             )
         self.hidden_size = base.config.get_text_config().hidden_size
         self._watched = self.decoder if layer == -1 else self._find_layer(base, layer)
+        # Learned absolute positions (GPT-2 and its kin) that are counted from the left, padding included.
+        self.shifts_with_left_padding = hasattr(self.decoder, "wpe")
+
+    @staticmethod
+    def _refuse_adapters_outside_the_decoder(model: nn.Module) -> None:
+        """Virtual tokens and the start of an activated LoRA come from `PeftModel.forward`, not from the decoder."""
+        for name, config in getattr(model, "peft_config", {}).items():
+            if config.is_prompt_learning or getattr(config, "alora_invocation_tokens", None):
+                raise ValueError(
+                    f"The adapter {name!r} is a `{type(config).__name__}` that adds virtual tokens or waits for an "
+                    "invocation, so hidden states cannot be matched to the completion's tokens. Use an adapter of the "
+                    "decoder's own layers, such as `LoraConfig` without `alora_invocation_tokens`."
+                )
 
     @staticmethod
     def _find_layer(model: PreTrainedModel, layer: int) -> nn.Module:
@@ -152,7 +168,8 @@ class HiddenStateReader:
             fed["input_ids"] = kwargs.get("input_ids", args[0] if args else None)
 
         def hand_over(module, args, output):
-            on_states(output if isinstance(output, torch.Tensor) else output[0], fed["input_ids"])
+            # Some models call a part of their decoder directly: no input is seen then.
+            on_states(output if isinstance(output, torch.Tensor) else output[0], fed.get("input_ids"))
 
         handles = [
             self.decoder.register_forward_pre_hook(remember_input, with_kwargs=True),
@@ -217,7 +234,7 @@ class DecodePooler:
             return
         if input_ids_BL is None:  # cannot tell what was fed: count nothing, and `result` will not match
             return
-        fed_B = input_ids_BL[:, -1]
+        fed_B = input_ids_BL[:, -1].to(states_BH.device)  # a model may be split over devices
         self._running_B &= ~torch.isin(fed_B, self._eos)
         if self._pooling == "last":
             self._states_BH = torch.where(self._running_B.unsqueeze(1), states_BH, self._states_BH)

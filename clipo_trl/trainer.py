@@ -8,7 +8,6 @@ Axes: B rollouts of this process, N = P * G of all processes, P prompts, G rollo
 
 import copy
 import inspect
-import os
 import textwrap
 import time
 
@@ -18,9 +17,10 @@ from torch import nn
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import _ForwardRedirection
 
+from .checkpoint import CheckpointMixin
 from .config import CLIPOConfig, CLIPOConfigMixin
 from .contrastive_reward import contrastive_reward
-from .head import HEAD_FOLDER, ContrastiveHead, load_head
+from .head import ContrastiveHead, load_head
 from .hidden_states import (
     DecodePooler,
     ForwardPooler,
@@ -35,16 +35,13 @@ from .metrics import in_groups, pair_cosines, rollout_metrics
 
 logger = get_logger(__name__)
 
-# In a checkpoint, beside the head's folder: its optimizer, the generator of InfoNCE's draw, the warm-up's progress.
-STATE_NAME = "contrastive_state.pt"
-
 
 def contrastive(completions, **kwargs) -> list[None]:
     """Holds the place of the contrastive reward among TRL's reward functions: gives it a column, a name and a weight."""
     return [None] * len(completions)
 
 
-class CLIPOMixin:
+class CLIPOMixin(CheckpointMixin):
     """
     CLIPO for any trainer that is shaped like `GRPOTrainer`: `class MyTrainer(CLIPOMixin, GMPOTrainer)`, with a
     configuration `class MyConfig(CLIPOConfigMixin, GMPOConfig)`.
@@ -152,8 +149,9 @@ class CLIPOMixin:
         args = self.args
         trl_scores_rollouts = args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations) != 0
         trl_scores_rollouts |= self.use_vllm and self.vllm_importance_sampling_correction
-        # `mask_truncated_completions` hides truncated completions from TRL's pass, and so from themselves.
-        if trl_scores_rollouts and not self.mask_truncated_completions:
+        # `mask_truncated_completions` hides truncated completions from TRL's pass, and so from themselves; its padding on
+        # the left moves learned positions.
+        if trl_scores_rollouts and not (self.mask_truncated_completions or self._reader.shifts_with_left_padding):
             return "fused"
         plain_generate = not (
             self.use_vllm or self.use_transformers_continuous_batching or self.rollout_func or self.tools
@@ -192,7 +190,12 @@ class CLIPOMixin:
                 output = super()._generate(prompts)
         else:
             output = super()._generate(prompts)
-        prompt_ids, completion_ids, tool_mask = output[:3]
+        prompt_ids, completion_ids, tool_mask, _, _, _, images = output[:7]
+        if any(images or []):  # inside messages, from a tool or from an environment: no column told of them
+            raise ValueError(
+                "A rollout has an image in its messages, but CLIPO reads the hidden states of text rollouts only. Take the "
+                "images out of the prompts, tools and environments, or train with `GRPOTrainer`."
+            )
         self._tokens = RolloutTokens(prompt_ids, completion_ids, tool_mask)
         if pooler is not None:
             self._pooled_BH = self._agreed(pooler.result(self._tokens))
@@ -241,7 +244,7 @@ class CLIPOMixin:
                     attention_mask=attention_mask,
                     use_cache=False,
                 )
-            pooled_BH[rows] = pooler.result()
+            pooled_BH[rows] = pooler.result().to(pooled_BH.device)
             self._log_contrastive("extra_forward_passes", 1.0)
         policy.train(was_training)
         return pooled_BH
@@ -253,6 +256,7 @@ class CLIPOMixin:
         if self.model.training:
             start = time.perf_counter()
             pooled_BH = self._forward_pooled() if self._pooled_BH is None else self._pooled_BH
+            pooled_BH = pooled_BH.to(self.accelerator.device)
             rewards_per_func[:, self._column] = self._contrastive_column(rewards_per_func, pooled_BH)
             self._n_generation_batches += 1
             self._log_contrastive("seconds", time.perf_counter() - start)
@@ -269,6 +273,7 @@ class CLIPOMixin:
         Returns:
             `torch.Tensor` of shape `(N,)`: contrastive reward; NaN where none could be given, as TRL has it.
         """
+        self._check_heads_agree()
         args, G = self.args, self.num_generations
         success_rewards = rewards_per_func[:, self._success_columns]
         success_weights = self.reward_weights.to(success_rewards.device)[self._success_columns]
@@ -383,37 +388,22 @@ class CLIPOMixin:
             self._current_train_step_time = 0.0
         return torch.zeros((), device=self.accelerator.device)
 
-    # ------------------------------------------------------------------ saving and resuming
+    # ------------------------------------------------------------------ evaluation
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        super().save_model(output_dir, _internal_call)
-        if self.args.should_save:
-            self.contrastive_head.save_pretrained(os.path.join(output_dir or self.args.output_dir, HEAD_FOLDER))
+    _metric_key_prefix = "eval"  # of the test set at hand: `eval`, or `eval_gsm8k` where several have names
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            state = {
-                "optimizer": self._head_optimizer.state_dict(),
-                "draw_generator": self._draw_generator.get_state(),
-                "n_generation_batches": self._n_generation_batches,
-            }
-            torch.save(state, os.path.join(output_dir, STATE_NAME))
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        self._metric_key_prefix = metric_key_prefix
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        path = os.path.join(checkpoint, STATE_NAME)
-        if not os.path.isfile(path):
-            logger.warning(f"{checkpoint} has no {STATE_NAME}: the contrastive head and its warm-up start afresh.")
-            return
-        head = load_head(checkpoint, self._reader.hidden_size)
-        self.contrastive_head.load_state_dict(head.state_dict())
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        self._head_optimizer.load_state_dict(state["optimizer"])
-        self._draw_generator.set_state(state["draw_generator"])
-        self._n_generation_batches = state["n_generation_batches"]
+    def log(self, logs, start_time=None):
+        # TRL puts a plain `eval_` before its metrics of every set, so that each overwrites the last one's.
+        name = self._metric_key_prefix.removeprefix("eval").removeprefix("_")
+        if name:
+            metrics = self._metrics["eval"]
+            for key in list(metrics):
+                metrics[f"{name}_{key}"] = metrics.pop(key)
+        super().log(logs, start_time)
 
 
 class CLIPOTrainer(CLIPOMixin, GRPOTrainer):

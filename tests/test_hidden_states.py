@@ -2,82 +2,10 @@
 
 import pytest
 import torch
-from peft import LoraConfig
-from tiny_models import letters_reward, tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
+from recording import FUSED, WAYS, assert_right, positions_by_hand, record
+from tiny_models import tiny_model, tiny_tokenizer
 
-from clipo_trl import CLIPOTrainer
 from clipo_trl.hidden_states import DecodePooler, ForwardPooler, HiddenStateReader, RolloutTokens, pool, right_padded
-
-
-def positions_by_hand(n_prompt, policy_mask, pooling="mean"):
-    """The method's text, word by word: completion tokens 1..T-1 that the policy wrote; else the state that sampled it."""
-    T = len(policy_mask)
-    positions = [n_prompt + t for t in range(T - 1) if policy_mask[t]]
-    if not positions and any(policy_mask):
-        positions = [n_prompt + max(t for t in range(T) if policy_mask[t]) - 1]
-    return positions if pooling == "mean" else positions[-1:]
-
-
-@torch.no_grad()
-def full_forward_states(model, tokens, pooling="mean", layer=-1):
-    """Pooled states from `output_hidden_states=True`, one rollout at a time, without padding."""
-    pooled = []
-    was_training = model.training
-    model.eval()
-    for row in range(len(tokens)):
-        n_completion = len(tokens.completion_ids[row])
-        policy_mask = tokens.policy_mask[row] if tokens.policy_mask is not None else [1] * n_completion
-        ids = torch.tensor([tokens.prompt_ids[row] + tokens.completion_ids[row]])
-        states = model(input_ids=ids, output_hidden_states=True).hidden_states
-        states = states[layer + 1] if layer >= 0 else states[layer]  # hidden_states[0] are the token embeddings
-        positions = positions_by_hand(len(tokens.prompt_ids[row]), policy_mask, pooling)
-        pooled.append(states[0, positions].float().mean(0))
-    model.train(was_training)
-    return torch.stack(pooled)
-
-
-class RecordingTrainer(CLIPOTrainer):
-    """Keeps what it pooled, beside what a full forward with the same weights gives."""
-
-    force_way = None
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._way = self.force_way or self._way
-        self.records = []
-
-    def _contrastive_column(self, rewards_per_func, pooled_BH):
-        expected = full_forward_states(
-            self.model, self._tokens, self.args.contrastive_pooling, self.args.contrastive_layer
-        )
-        self.records.append((self._tokens, pooled_BH.clone(), expected))
-        return super()._contrastive_column(rewards_per_func, pooled_BH)
-
-
-def record(tmp_path, way=None, model=None, trainer_kwargs=None, **settings):
-    trainer_class = type("Recording", (RecordingTrainer,), {"force_way": way})
-    trainer = trainer_class(
-        model or tiny_model(),
-        letters_reward,
-        tiny_config(tmp_path, **settings),
-        train_dataset=tiny_dataset(),
-        processing_class=tiny_tokenizer(),
-        **(trainer_kwargs or {}),
-    )
-    trainer.train()
-    assert trainer.records
-    return trainer
-
-
-def assert_right(trainer, atol=1e-5):
-    for _, pooled, expected in trainer.records:
-        assert pooled.dtype == torch.float32
-        torch.testing.assert_close(pooled, expected, atol=atol, rtol=atol)
-
-
-WAYS = ["decode", "forward", "fused"]
-# TRL scores its rollouts itself when a generation serves several optimizer steps.
-FUSED = {"steps_per_generation": 2, "per_device_train_batch_size": 4}
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
@@ -129,20 +57,6 @@ def test_bf16(tmp_path, way):
     settings = FUSED if way == "fused" else {}
     trainer = record(tmp_path, way, model=tiny_model().bfloat16(), max_steps=2, **settings)
     assert_right(trainer, atol=0.1)
-
-
-@pytest.mark.parametrize("beta", [0.0, 0.1])
-@pytest.mark.parametrize("way", WAYS)
-def test_lora_states_are_those_with_the_adapter_on(tmp_path, way, beta):
-    settings = FUSED if way == "fused" else {}
-    adapter = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False, lora_alpha=32)
-    trainer = record(
-        tmp_path, way, trainer_kwargs={"peft_config": adapter}, beta=beta, max_steps=2, learning_rate=1e-4, **settings
-    )
-    assert_right(trainer)
-    tokens, pooled, _ = trainer.records[-1]
-    with trainer.model.disable_adapter():
-        assert not torch.allclose(pooled, full_forward_states(trainer.model, tokens), atol=1e-2)
 
 
 @pytest.mark.filterwarnings("ignore:You are using 'rollout_func':UserWarning")

@@ -260,17 +260,50 @@ def test_the_head_learns_in_training_only(tmp_path):
     assert not same(before, weights(trainer.contrastive_head))
 
 
-def test_evaluation_with_another_group_size_and_several_sets(tmp_path):
+def even_prompt_reward(completions, prompts, **kwargs) -> list[float]:
+    """Known in advance: right where the prompt has an even number of characters."""
+    return [float(len(prompt[-1]["content"]) % 2 == 0) for prompt in prompts]
+
+
+def test_several_test_sets_keep_their_metrics_apart(tmp_path):
+    sets = {"three": tiny_dataset(3), "math_500": tiny_dataset(2)}  # prompts of 1, 2, 3 characters, and of 1, 2
+    trainer = make(
+        tmp_path,
+        reward_funcs=even_prompt_reward,
+        num_generations_eval=2,
+        eval_strategy="steps",
+        eval_steps=1,
+        per_device_eval_batch_size=6,
+        save_strategy="best",
+        metric_for_best_model="eval_math_500_rewards/even_prompt_reward/mean",
+        trainer_kwargs={"eval_dataset": sets},
+    )
+    trainer.train()
+    logged = [row for row in trainer.state.log_history if any(key.startswith("eval_") for key in row)]
+    assert len(logged) == 6  # two sets, three times
+    for row, (name, accuracy) in zip(logged, [("three", 1 / 3), ("math_500", 1 / 2)] * 3, strict=True):
+        assert row[f"eval_{name}_rewards/even_prompt_reward/mean"] == row[f"eval_{name}_reward"]
+        assert row[f"eval_{name}_reward"] == pytest.approx(accuracy)
+        assert all(key.startswith(f"eval_{name}_") for key in row if key not in ("epoch", "step"))
+        assert not any("contrastive" in key for key in row)
+    assert trainer.state.best_metric == 0.5
+
+    returned = trainer.evaluate()
+    assert returned["eval_three_reward"] == pytest.approx(1 / 3) and returned["eval_math_500_reward"] == 0.5
+    assert trainer.evaluate(sets["three"])["eval_reward"] == pytest.approx(1 / 3)  # a single set has no name
+
+
+def test_evaluation_with_another_group_size(tmp_path):
     trainer = make(
         tmp_path,
         num_generations_eval=1,
         eval_strategy="steps",
         eval_steps=1,
-        trainer_kwargs={"eval_dataset": {"small": tiny_dataset(2), "other": tiny_dataset(3)}},
+        trainer_kwargs={"eval_dataset": tiny_dataset(3)},
     )
     trainer.train()
     logged = [row for row in trainer.state.log_history if "eval_reward" in row]
-    assert len(logged) == 6  # two sets, three times
+    assert len(logged) == 3
     for row in logged:
         assert row["eval_reward"] == row["eval_rewards/letters_reward/mean"]
         assert not any("contrastive" in key for key in row)

@@ -9,6 +9,7 @@ from transformers import Trainer
 from trl import GRPOTrainer
 from trl.models.utils import _ForwardRedirection
 
+from clipo_trl.checkpoint import CheckpointMixin
 from clipo_trl.trainer import CLIPOMixin
 
 
@@ -18,9 +19,17 @@ SIGNATURES = {
     (GRPOTrainer, "_calculate_rewards"): ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     (GRPOTrainer, "training_step"): ["self", "model", "inputs", "num_items_in_batch"],
     (GRPOTrainer, "_prepare_inputs"): ["self", "generation_batch"],
+    (GRPOTrainer, "log"): ["self", "logs", "start_time"],
+    (Trainer, "evaluate"): ["self", "eval_dataset", "ignore_keys", "metric_key_prefix"],
     (Trainer, "save_model"): ["self", "output_dir", "_internal_call"],
     (Trainer, "_save_optimizer_and_scheduler"): ["self", "output_dir"],
     (Trainer, "_load_optimizer_and_scheduler"): ["self", "checkpoint"],
+    (Trainer, "_save_checkpoint"): ["self", "model", "trial"],
+    (Trainer, "_save_rng_state"): ["self", "output_dir"],
+    (Trainer, "_load_best_model"): ["self"],
+    (Trainer, "_push_from_checkpoint"): ["self", "checkpoint_folder"],
+    (GRPOTrainer, "_get_train_sampler"): ["self", "dataset"],
+    (Trainer, "train"): ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
     (_ForwardRedirection, "__call__"): ["self", "wrapper_module", "original_module", "method", "args", "kwargs"],
 }
 
@@ -56,7 +65,11 @@ def test_constructor():
 
 # Lines of TRL whose meaning CLIPO repeats or builds on. The text is compared without white space.
 LINES = [
-    ("_generate", "return prompt_ids, completion_ids, tool_mask, completions, logprobs,", "rollout tokens come first"),
+    (
+        "_generate",
+        "return prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, images, tool_images",
+        "rollout tokens come first, images seventh",
+    ),
     (
         "_prepare_inputs",
         "if self._step % generate_every == 0 or self._buffered_inputs is None:",
@@ -79,6 +92,7 @@ LINES = [
         "the column is filled here",
     ),
     ("_calculate_rewards", "rewards_per_func = gather(rewards_per_func)", "rewards of all processes are returned"),
+    ("log", 'metrics = {f"eval_{key}": val for key, val in metrics.items()}', "sets are told apart after `eval_`"),
     ("training_step", "self._step += 1", "a frozen warm-up step counts like any other"),
     (
         "training_step",
@@ -103,8 +117,22 @@ def test_policy_is_scored_before_a_reference():
     )
 
 
+def test_a_checkpoint_ends_with_the_trainer_state():
+    """`trainer_state.json` is the sign of a whole checkpoint: after all else is written, before an older one is deleted."""
+    source = inspect.getsource(Trainer._save_checkpoint)
+    parts = [
+        "save_model(",
+        "_save_optimizer_and_scheduler(",
+        "_save_rng_state(",
+        "TRAINER_STATE_NAME",
+        "rotate_checkpoints(",
+    ]
+    places = [source.find(part) for part in parts]
+    assert 0 < places[0] and places == sorted(places), moved(Trainer, "_save_checkpoint", "changed its order")
+
+
 def test_nothing_that_the_mixin_overrides_has_vanished():
-    own = {name for name in vars(CLIPOMixin) if not name.startswith("__")}
+    own = {name for name in (*vars(CLIPOMixin), *vars(CheckpointMixin)) if not name.startswith("__")}
     overridden = {name for name in own if hasattr(GRPOTrainer, name)}
     assert overridden == {
         "_generate",
@@ -112,9 +140,16 @@ def test_nothing_that_the_mixin_overrides_has_vanished():
         "_get_per_token_logps_and_entropies",
         "_calculate_rewards",
         "training_step",
+        "evaluate",
+        "log",
         "save_model",
         "_save_optimizer_and_scheduler",
         "_load_optimizer_and_scheduler",
-    }, (
-        "a method of clipo_trl/trainer.py and one of TRL share a name by accident, or TRL dropped one that is overridden"
-    )
+        "_get_train_sampler",
+        "_load_best_model",
+        "_run_epoch",
+        "_push_from_checkpoint",
+        "_save_checkpoint",
+        "_save_rng_state",
+        "train",
+    }, "a method of the mixins and one of TRL share a name by accident, or TRL dropped one that is overridden"
