@@ -110,22 +110,20 @@ def contrastive_loss(
     )
     row_N = torch.arange(correct_N.numel(), device=correct_N.device)
     group_N = row_N // correct_PG.size(1)
-    blocks = []
-    for row_R in row_N.split(_ROWS_PER_BLOCK):
+
+    def loss_of_block(row_R: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         other_RN = valid_N & (row_R.unsqueeze(1) != row_N)
         positive_RN = other_RN & (correct_N[row_R].unsqueeze(1) == correct_N)
         if level == "cross":
             positive_RN &= group_N[row_R].unsqueeze(1) == group_N
-        # Checkpointed: the backward pass makes the block's logits again instead of keeping those of all blocks.
-        blocks.append(
-            checkpoint(
-                _loss_of_rows,
-                *(embeddings_ND[row_R], embeddings_ND, positive_RN, other_RN, wanted_N[row_R], draw_N[row_R]),
-                *options,
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
-        )
+        rows = (embeddings_ND[row_R], embeddings_ND, positive_RN, other_RN, wanted_N[row_R], draw_N[row_R])
+        return _loss_of_rows(*rows, *options)
+
+    # Checkpointed: the backward pass makes a block's masks and logits again instead of keeping those of all blocks.
+    blocks = [
+        checkpoint(loss_of_block, row_R, use_reentrant=False, preserve_rng_state=False)
+        for row_R in row_N.split(_ROWS_PER_BLOCK)
+    ]
     loss_N, is_anchor_N = (torch.cat(parts) for parts in zip(*blocks, strict=True))
     return loss_N.view_as(correct_PG), is_anchor_N.view_as(correct_PG)
 

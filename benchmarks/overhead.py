@@ -1,0 +1,351 @@
+"""
+GRPO against CLIPO: seconds and peak memory of a training step, for each way of reading the policy's hidden states.
+
+    python -m benchmarks.overhead
+
+One trainer trains one model; its generation batches go by turns to plain GRPO and to the ways of CLIPO, so that all of them
+meet the same model, the same optimizer state and the same state of the machine. Rollouts have one length: the end of
+sequence is suppressed. A step is everything from the generation of rollouts to the optimizer's last step on them.
+
+    fused    TRL scores its rollouts anyway (here: two optimizer steps a generation batch); states come from that pass
+    decode   summed up while `generate` decodes
+    forward  an extra pass over the decoder
+    naive    an extra pass over the whole model with `output_hidden_states=True`, for comparison
+
+`fused` is compared with GRPO in the same setting, the others with GRPO that makes one optimizer step a generation batch.
+"""
+
+import tempfile
+import time
+import warnings
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    HfArgumentParser,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    TrainerCallback,
+    logging,
+)
+from trl import GRPOTrainer
+
+from clipo_trl import CLIPOConfig, CLIPOTrainer
+from clipo_trl.hidden_states import pool, right_padded
+
+from . import common
+
+
+# The ways that are compared with each other need the same setting of TRL: optimizer steps a generation batch serves.
+SETTINGS = {1: ("grpo", "decode", "forward", "naive"), 2: ("grpo", "fused")}
+GOALS = {"fused": 1.02, "decode": 1.03, "forward": 1.10}
+COLORS = {"fused": common.BLUE, "decode": common.GREEN, "forward": common.ORANGE, "naive": common.RED}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A random Qwen2, and the rollouts of a generation batch."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int
+    n_rollouts: int
+    group_size: int
+    n_prompt: int
+    n_completion: int
+
+
+SHAPES = {
+    "tiny": Shape(32, 64, 2, 2, 1, 512, n_rollouts=8, group_size=4, n_prompt=6, n_completion=8),
+    "39m": Shape(512, 1408, 8, 8, 2, 32768, n_rollouts=8, group_size=4, n_prompt=32, n_completion=64),
+    "qwen2.5-1.5b": Shape(1536, 8960, 28, 12, 2, 151936, n_rollouts=16, group_size=8, n_prompt=512, n_completion=2048),
+}
+
+
+@dataclass
+class Settings:
+    shape: str = field(
+        default="",
+        metadata={"help": f"One of {', '.join(SHAPES)}. Default: qwen2.5-1.5b with a GPU, 39m without."},
+    )
+    rounds: int = field(default=5, metadata={"help": "Measured steps of each way and seed, after one that is not."})
+    seeds: int = field(default=3, metadata={"help": "Times that all is repeated, with another model."})
+    output_dir: str = field(default=common.OUTPUT_DIR, metadata={"help": "Where overhead.json and .png go."})
+
+    def __post_init__(self):
+        self.shape = self.shape or ("qwen2.5-1.5b" if torch.cuda.is_available() else "39m")
+        if self.shape not in SHAPES:
+            raise ValueError(f"`shape` is {self.shape!r}. Choose from {list(SHAPES)}.")
+
+
+# ---------------------------------------------------------------------- the trainer that takes turns
+
+
+class TurnsTrainer(CLIPOTrainer):
+    """`CLIPOTrainer` that reads the states in the way set from outside; with `"grpo"` none of its methods takes part."""
+
+    def _choose_way(self):
+        return "grpo"
+
+    def _trainer(self):
+        return GRPOTrainer if self._way == "grpo" else CLIPOTrainer
+
+    def _generate_and_score_completions(self, inputs):
+        return self._trainer()._generate_and_score_completions(self, inputs)
+
+    def _generate(self, prompts):
+        return self._trainer()._generate(self, prompts)
+
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        return self._trainer()._get_per_token_logps_and_entropies(self, *args, **kwargs)
+
+    def _calculate_rewards(self, *args):
+        return self._trainer()._calculate_rewards(self, *args)
+
+    def _forward_pooled(self):
+        return self._naive_pooled() if self._way == "naive" else super()._forward_pooled()
+
+    @torch.no_grad()
+    def _naive_pooled(self) -> torch.Tensor:
+        """The last hidden states as one would first write it: every layer is kept alive, and logits are made."""
+        n_rows = self.args.per_device_train_batch_size
+        pooled = []
+        for start in range(0, len(self._tokens), n_rows):
+            rows = list(range(start, min(start + n_rows, len(self._tokens))))
+            input_ids, attention_mask, reads = right_padded(
+                self._tokens, rows, "mean", self._tokenizer.pad_token_id, self.accelerator.device
+            )
+            with self.accelerator.autocast():
+                output = self.model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
+            pooled.append(pool(output.hidden_states[-1], reads))
+        return torch.cat(pooled)
+
+
+class Turns(TrainerCallback):
+    """Gives the generation batches to the ways by turns, and measures each."""
+
+    def __init__(self, trainer: TurnsTrainer, ways: tuple[str, ...], steps_per_generation: int, on_step):
+        self.measured = defaultdict(list)  # (way, quantity) -> one value a round
+        self._trainer, self._ways, self._window, self._on_step = trainer, ways, steps_per_generation, on_step
+        self._memory = common.PeakMemory(trainer.accelerator.device)
+        # All ways run beside the head and its optimizer; plain GRPO would not hold their weights, gradient and moments.
+        n_head = sum(parameter.numel() for parameter in trainer.contrastive_head.parameters())
+        self._head_bytes = 4 * 4 * n_head
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step % self._window == 0:
+            turn, place = divmod(state.global_step // self._window, len(self._ways))
+            self._trainer._way = self._ways[(turn + place) % len(self._ways)]  # an order that turns
+            self._memory.reset()
+            common.synchronize(args.device)
+            self._start, self._processor_start = time.perf_counter(), time.process_time()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % self._window != 0:
+            return
+        common.synchronize(args.device)
+        way, duration = self._trainer._way, time.perf_counter() - self._start
+        processor_duration = time.process_time() - self._processor_start
+        memory = self._memory.read() - (self._head_bytes if way == "grpo" else 0)
+        if state.global_step > len(self._ways) * self._window:  # the first round warms up
+            self.measured[way, "seconds"].append(duration)
+            self.measured[way, "processor_seconds"].append(processor_duration)
+            self.measured[way, "peak_bytes"].append(memory)
+            if way != "grpo":
+                own = self._trainer._metrics["train"]["contrastive/seconds"][-1]
+                self.measured[way, "own_share"].append(own / duration)
+        self._on_step()
+
+
+# ---------------------------------------------------------------------- a random policy and its task
+
+
+def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+    """One token a word: `w2 w3 ...`."""
+    words = ["<pad>", "<eos>", *(f"w{i}" for i in range(2, vocab_size))]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", padding_side="left"
+    )
+
+
+def make_model(shape: Shape, seed: int, device: torch.device) -> Qwen2ForCausalLM:
+    """Random weights, bf16 on a GPU."""
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_hidden_layers,
+        num_attention_heads=shape.num_attention_heads,
+        num_key_value_heads=shape.num_key_value_heads,
+        max_position_embeddings=shape.n_prompt + shape.n_completion,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    with device:
+        model = Qwen2ForCausalLM(config)
+    model.config._name_or_path = "random-qwen2"
+    return model.bfloat16() if device.type == "cuda" else model
+
+
+def every_other(completions, **kwargs) -> list[float]:
+    """A reward with right and wrong rollouts in every group."""
+    return [float(i % 2) for i in range(len(completions))]
+
+
+def make_trainer(shape: Shape, seed: int, window: int, max_steps: int, output_dir: str) -> TurnsTrainer:
+    device = common.default_device()
+    words = " ".join(f"w{2 + i % (shape.vocab_size - 2)}" for i in range(shape.n_prompt))
+    args = CLIPOConfig(
+        output_dir=output_dir,
+        use_cpu=device.type == "cpu",
+        bf16=device.type == "cuda",
+        seed=seed,
+        max_steps=max_steps,
+        per_device_train_batch_size=shape.n_rollouts // window,
+        steps_per_generation=window,
+        gradient_accumulation_steps=1,
+        num_generations=shape.group_size,
+        max_completion_length=shape.n_completion,
+        generation_kwargs={"min_new_tokens": shape.n_completion},
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = TurnsTrainer(
+        make_model(shape, seed, device),
+        every_other,
+        args,
+        train_dataset=Dataset.from_dict({"prompt": [words] * (shape.n_rollouts // shape.group_size)}),
+        processing_class=make_tokenizer(shape.vocab_size),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+# ---------------------------------------------------------------------- measuring and showing
+
+
+def measure(
+    shape: Shape, seed: int, window: int, rounds: int, on_step
+) -> tuple[dict[tuple[str, str], list[float]], int]:
+    """Train one model in one setting; returns what `Turns` measured, and the model's number of parameters."""
+    ways = SETTINGS[window]
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(shape, seed, window, (rounds + 1) * len(ways) * window, folder)
+        turns = Turns(trainer, ways, window, on_step)
+        trainer.add_callback(turns)
+        trainer.train()
+    return turns.measured, trainer.model.num_parameters()
+
+
+def run(settings: Settings) -> dict:
+    """Train and measure; returns one row of figures a way, and the measurements themselves."""
+    shape, ratios, values = SHAPES[settings.shape], defaultdict(list), defaultdict(list)
+    with common.progress() as bar:
+        total = settings.seeds * (settings.rounds + 1) * sum(map(len, SETTINGS.values()))
+        task = bar.add_task("GRPO and CLIPO by turns", total=total)
+        for seed in range(settings.seeds):
+            for window, ways in SETTINGS.items():
+                measured, n_parameters = measure(shape, seed, window, settings.rounds, partial(bar.advance, task))
+                for way in ways[1:]:
+                    for quantity in ("seconds", "processor_seconds", "peak_bytes"):
+                        baseline = measured["grpo", quantity]
+                        ratios[way, quantity] += common.ratios(measured[way, quantity], baseline)
+                        values[way, quantity] += measured[way, quantity]
+                        values[way, f"grpo_{quantity}"] += baseline
+                    values[way, "own_share"] += measured[way, "own_share"]
+    rows = [
+        {
+            "way": way,
+            "step_time_ratio": common.spread(ratios[way, "seconds"]),
+            "processor_time_ratio": common.spread(ratios[way, "processor_seconds"]),
+            "peak_memory_ratio": common.spread(ratios[way, "peak_bytes"]),
+            "seconds": common.spread(values[way, "seconds"]),
+            "grpo_seconds": common.spread(values[way, "grpo_seconds"]),
+            "peak_bytes": common.spread(values[way, "peak_bytes"]),
+            "own_share": common.spread(values[way, "own_share"]),
+            "measured": {
+                "step_time_ratio": ratios[way, "seconds"],
+                "processor_time_ratio": ratios[way, "processor_seconds"],
+                "peak_memory_ratio": ratios[way, "peak_bytes"],
+                "seconds": values[way, "seconds"],
+                "grpo_seconds": values[way, "grpo_seconds"],
+            },
+        }
+        for way in ("fused", "decode", "forward", "naive")
+    ]
+    return {"n_parameters": n_parameters, "rows": rows}
+
+
+def draw(settings: Settings, results: dict):
+    """Every round as a dot, its median as a bar, by way."""
+    rows, generator = results["rows"][::-1], torch.Generator().manual_seed(0)
+    picture, axes = common.figure(2, size=(5.0, 3.0), sharey=True)
+    for axis, quantity in zip(axes, ("step_time_ratio", "peak_memory_ratio"), strict=True):
+        for place, row in enumerate(rows):
+            dots, median = row["measured"][quantity], row[quantity]["median"]
+            jitter = (torch.rand(len(dots), generator=generator) - 0.5) * 0.4
+            axis.scatter(dots, place + jitter.numpy(), s=14, color=COLORS[row["way"]], alpha=0.45, linewidths=0)
+            axis.vlines(median, place - 0.34, place + 0.34, color=COLORS[row["way"]], linewidth=3)
+            axis.annotate(
+                f"{median:.3f}", (median, place + 0.34), ha="center", va="bottom", fontsize=9, annotation_clip=False
+            )
+        axis.axvline(1.0, color="black", linewidth=1)
+        axis.set(yticks=range(len(rows)), yticklabels=[row["way"] for row in rows], ylim=(-0.6, len(rows) - 0.3))
+        axis.grid(visible=False, axis="y")
+        axis.ticklabel_format(axis="x", useOffset=False)
+        axis.set_xlabel("CLIPO / GRPO")
+    axes[0].set_title("step time")
+    axes[1].set_title("peak memory")
+    shape = SHAPES[settings.shape]
+    picture.suptitle(
+        f"A training step, {results['n_parameters'] / 1e6:.0f} M parameters, {shape.n_rollouts} rollouts of "
+        f"{shape.n_prompt} + {shape.n_completion} tokens"
+    )
+    return picture
+
+
+def main() -> None:
+    (settings,) = HfArgumentParser(Settings, description=__doc__).parse_args_into_dataclasses()
+    logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    results = run(settings)
+    spread = "{median:.3f} ({q25:.3f} to {q75:.3f})".format
+    common.show_table(
+        f"CLIPO / GRPO, {results['n_parameters'] / 1e6:.0f} M parameters: medians (quartiles) of "
+        f"{results['rows'][0]['step_time_ratio']['n']} rounds",
+        ["way", "step time", "goal", "processor time", "peak memory", "GRPO s", "CLIPO s", "own"],
+        [
+            (
+                row["way"],
+                spread(**row["step_time_ratio"]),
+                GOALS.get(row["way"], ""),
+                "{median:.3f}".format(**row["processor_time_ratio"]),
+                "{median:.3f}".format(**row["peak_memory_ratio"]),
+                f"{row['grpo_seconds']['median']:.2f}",
+                f"{row['seconds']['median']:.2f}",
+                f"{row['own_share']['median']:.1%}",
+            )
+            for row in results["rows"]
+        ],
+    )
+    common.save("overhead", settings, common.default_device(), results, draw(settings, results), settings.output_dir)
+
+
+if __name__ == "__main__":
+    main()
