@@ -182,7 +182,8 @@ def draw(logs: list[dict], warmup_steps: int, before: dict, after: dict, path: P
     plt.rcParams.update(
         {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left"}
     )
-    figure, (rewards, luck, cosines) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    figure, (rewards, luck, cosines) = plt.subplots(1, 3, figsize=(13.5, 4), layout="constrained")
+    figure.get_layout_engine().set(wspace=0.06)
 
     rewards.set_title("Accuracy and reward")
     curve(rewards, right, BLUE, "right answers")
@@ -190,12 +191,11 @@ def draw(logs: list[dict], warmup_steps: int, before: dict, after: dict, path: P
     curve(rewards, series("reward"), GREY, "reward, contrastive part included")
     rewards.set_ylim(0, 1.02)
 
-    luck.set_title("Lucky among the right: answer right, a step wrong")
-    curve(luck, 1 - sound / right, RED, "rollouts")
+    luck.set_title("Lucky share of right answers (a step is wrong)")
+    curve(luck, 1 - sound / np.where(right > 0, right, np.nan), RED, "rollouts")
     dots(luck, "lucky_share", RED)
     luck.set_ylim(0, None)
-    for axis in (rewards, luck):
-        axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    luck.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
     cosines.set_title("Cosine of two embeddings of a group")
     together = curve(cosines, series("contrastive/embedding_cosine_correct_correct"), BLUE, "correct and correct")
@@ -216,7 +216,8 @@ def draw(logs: list[dict], warmup_steps: int, before: dict, after: dict, path: P
 def moving_mean(values: np.ndarray, window: int = 11) -> np.ndarray:
     """Centred moving mean that skips NaN and narrows at the ends."""
     half = window // 2
-    return np.array([np.nanmean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
+    around = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
+    return np.array([near[~np.isnan(near)].mean() if not np.isnan(near).all() else np.nan for near in around])
 
 
 if __name__ == "__main__":

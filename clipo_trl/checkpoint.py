@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import send_to_device
+from accelerate.utils import broadcast_object_list, send_to_device
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -104,7 +104,7 @@ class CheckpointMixin:
         rollouts = {
             "step": self._step,
             "buffered_inputs": None if used_up else self._buffered_inputs,
-            "metrics": {name: list(values) for name, values in self._metrics["train"].items()},
+            "metrics": {name: [float(v) for v in values] for name, values in self._metrics["train"].items()},
         }
         torch.save(rollouts, os.path.join(output_dir, ROLLOUTS_NAME.format(self.accelerator.process_index)))
 
@@ -122,7 +122,8 @@ class CheckpointMixin:
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         output_dir = self.args.output_dir
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_whole_checkpoint(output_dir)
+            found = last_whole_checkpoint(output_dir) if self.accelerator.is_main_process else None
+            resume_from_checkpoint = broadcast_object_list([found])[0]  # process 0 decides for all
             if resume_from_checkpoint is None:
                 raise ValueError(
                     f"`resume_from_checkpoint` is True, but there is no whole checkpoint in {output_dir!r} to go on from. "
@@ -160,13 +161,23 @@ class CheckpointMixin:
         self._train_sampler = super()._get_train_sampler(dataset)
         return self._train_sampler
 
+    def _skip_past_epochs(self) -> None:
+        past_epochs = int(self.state.epoch)
+        if self._train_sampler is None and past_epochs:
+            logger.warning(
+                "`train_dataset` is a stream, and the checkpoint lies after its first pass. transformers finds the place in a "
+                "first pass only: the run goes on, with other prompts than it would have had. A dataset with a length resumes "
+                "exactly."
+            )
+        elif self._train_sampler is not None:  # a fresh sampler would repeat the first epoch's order of prompts
+            for _ in range(past_epochs):
+                next(iter(self._train_sampler), None)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        if self._train_sampler is not None:  # a fresh sampler would repeat the first epoch's order of prompts
-            for _ in range(int(self.state.epoch)):
-                next(iter(self._train_sampler))
+        self._skip_past_epochs()
         has_head, has_state = (os.path.exists(os.path.join(checkpoint, name)) for name in (HEAD_FOLDER, STATE_NAME))
         if has_head or has_state:
             self._load_head(checkpoint, "resume_from_checkpoint")

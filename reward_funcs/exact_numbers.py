@@ -36,7 +36,7 @@ class Number:
     half_ulp: Fraction | None = None
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=16384)
 def parse_number(normal: str) -> Number | None:
     r"""
     Read a normal form as a number: `12`, `1234.5`, `1 234.5`, `-.5`, `3/4`, `\frac{3}{4}`, `1\frac{1}{2}`, `1 1/2`, `1.6\times 10^{-19}`,

@@ -114,7 +114,7 @@ def _same_text(a: str, b: str) -> bool:
     return _text_key(a) == _text_key(b) != ""
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=16384)
 def _text_key(text: str) -> str:
     """Words in small letters without markup and punctuation; a text with formulas in its normal form."""
     bare = FONT_GROUP.sub(r"\1", text).replace("$", "")

@@ -69,7 +69,7 @@ TIGHT = re.compile(r"\s*([=+\-*/^_(){}\[\],;:<>|&'°%])\s*")  # no blank beside 
 SCRIPT = re.compile(r"([_^])(-?\d+(?:\.\d+)?|[a-zA-Z]|\\(?!frac|sqrt|binom|text)[a-zA-Z]+)")
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=16384)
 def normal_form(text: str) -> str:
     r"""
     Normal form of one answer: commands in one spelling, all arguments in braces, no thousands marks of LaTeX, no sizes, no
@@ -91,7 +91,7 @@ def normal_form(text: str) -> str:
     return text.removeprefix("+").strip()
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=16384)
 def key(normal: str) -> str:
     """Normal form without blanks, but for one between two digits: `1 4/5` is not `14/5`."""
     return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", normal)

@@ -55,7 +55,7 @@ class Shape:
     unit: frozenset[str] | None = None
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=16384)
 def shape_of(normal: str) -> Shape:
     """Shape of an answer in normal form."""
     text = normal.strip()

@@ -34,7 +34,7 @@ NOT_NOUNS = re.compile(
 NOT_TEXT_UNITS = re.compile(r"^[\s,]*$|\b(?:and|or|hundred|thousand|million|billion|trillion)\b")
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=16384)
 def split_unit(normal: str) -> tuple[str, frozenset[str] | None]:
     r"""
     Take unit, currency or counted noun off a normal form whose rest holds a digit or `\pi`.

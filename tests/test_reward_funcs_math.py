@@ -1,5 +1,7 @@
 """Mathematics: what is equal in value is accepted however it is written, and what is not is refused however close."""
 
+import random
+
 import pytest
 
 from reward_funcs import math_accuracy_reward
@@ -135,6 +137,7 @@ EQUAL = {
         (r"05\!:\!00", ["5:00"]),
         (r"\text{Evelyn}", ["Evelyn", r"\textbf{evelyn}", r"\mathrm{Evelyn}", r"\text{ Evelyn. }"]),
         (r"\text{A,B,E}", ["A, B, and E", "E,B,A", r"\text{A}, \text{B}, \text{E}"]),
+        (r"\text{two lines}", [r"\text{two} \text{ lines}", "Two lines"]),
         ("not exist", [r"\text{does not exist}", "DNE"]),
         ("True", [r"\text{true}", "TRUE", r"\textbf{True}", "Yes"]),
         ("CAKE", [r"\text{CAKE}"]),
@@ -174,7 +177,7 @@ DIFFERENT = {
         ("2s", ["2", "2t"]),
         ("|x|", ["x"]),
         (r"x\sqrt{x}", [r"-x\sqrt{x}"]),
-        ("CAKE", ["KACE", "CAK"]),
+        ("CAKE", ["KACE", "CAK", "-CAKE", r"\sqrt{CAKE}"]),
         (r"2k", ["2k+1", "k", "-2k"]),
     ],
     "equations": [
@@ -301,6 +304,29 @@ def test_numbers_are_read_exactly(text, value):
 @pytest.mark.parametrize("text", ["1,2", "12 34", "2/0", "x", "1e9999", "1/2/3", ""])
 def test_what_is_no_number_is_not_read_as_one(text):
     assert parse_number(normal_form(text)) is None
+
+
+def test_no_string_breaks_the_reader():
+    """What is read in the trainer's own process must never raise: here on random pieces of LaTeX."""
+    pieces = r"\frac { } ( ) [ ] \{ \} 1 23 x A = < \leq , ; \text{ and or \pm \cup \infty - + ^ _ \sqrt \pi % $ \$ ° ^\circ \\ & . 0.5"
+    pieces = [
+        *pieces.split(),
+        r"\begin{pmatrix}",
+        r"\end{pmatrix}",
+        " ",
+        "\n",
+        "\ud800",
+        "√",
+        r"\left",
+        r"\right",
+        "million",
+        "cm",
+    ]
+    draw = random.Random(0)
+    for _ in range(3000):
+        gold, answer = ("".join(draw.choices(pieces, k=draw.randint(1, 15))) for _ in range(2))
+        assert quick_verdict(gold, answer) in (True, False, None)
+        assert quick_verdict(gold, gold) in (True, False)
 
 
 def test_shapes_keep_apart_what_parsers_confuse():

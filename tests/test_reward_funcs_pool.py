@@ -77,7 +77,7 @@ def test_a_worker_that_dies_costs_one_row():
     pool = WorkerPool(num_workers=1, deadline=30.0)
     try:
         pool.run([RIGHT])
-        killer = threading.Timer(1.0, os.kill, (pool._workers[0].process.pid, signal.SIGKILL))
+        killer = threading.Timer(2.0, os.kill, (pool._workers[0].process.pid, signal.SIGKILL))
         killer.start()
         outcome = pool.run([RIGHT, HANGING, RIGHT])
         assert outcome.results == [True, None, True] and outcome.failures == {1: DIED}
@@ -255,7 +255,7 @@ def test_pathological_completions_score_zero_quickly(completion):
     shared_pool().run([RIGHT])  # started
     start = time.monotonic()
     assert verifiable_reward([completion] * len(golds), golds) == [0.0] * len(golds)
-    assert time.monotonic() - start < 3.0
+    assert time.monotonic() - start < 5.0
 
 
 def test_a_long_text_with_a_good_box_is_read():

@@ -1,0 +1,67 @@
+"""The quickstart from end to end, on its own configuration with tiny sizes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import enable_progress_bars
+from transformers import ProgressCallback, trainer
+from transformers.utils import logging
+
+import quickstart
+import train
+from clipo_trl import ContrastiveHead
+from experiments import starting_policy
+from experiments.starting_policy import Phase
+
+
+@pytest.fixture
+def sandbox(tmp_path, monkeypatch):
+    """A copy of the scripts' surroundings in `tmp_path`, and every global switch of the quickstart put back afterwards."""
+    config = Path(quickstart.__file__).parent / "configs" / "quickstart.yaml"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "quickstart.yaml").write_text(config.read_text())
+    threads = torch.get_num_threads()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(quickstart, "__file__", str(tmp_path / "quickstart.py"))
+    monkeypatch.setattr(trainer, "DEFAULT_PROGRESS_CALLBACK", ProgressCallback)
+    yield tmp_path
+    torch.set_num_threads(threads)
+    enable_progress_bars()
+    logging.enable_progress_bar()
+
+
+def test_from_end_to_end(sandbox, monkeypatch, capsys):
+    phases = (Phase("clean", 2, 1e-3), Phase("noisy", 2, 1e-3))
+    warm_starts, warm_start, run = [], starting_policy.warm_start, train.main
+
+    def tiny_warm_start(folder, **kwargs):
+        warm_starts.append(folder)
+        return warm_start(folder, phases=phases, batch_size=2, hidden_size=16, num_layers=1, **kwargs)
+
+    monkeypatch.setattr(quickstart, "PHASES", phases)
+    monkeypatch.setattr(quickstart, "warm_start", tiny_warm_start)
+    monkeypatch.setattr(
+        quickstart.train, "main", lambda argv: run([*argv, "--max_steps", "4", "--contrastive_warmup_steps", "1"])
+    )
+    for _ in range(2):
+        quickstart.main()
+        output = capsys.readouterr().out
+        assert "Before and after CLIPO" in output
+        assert "Done in" in output
+    assert len(warm_starts) == 1  # the second run finds the policy of the first
+
+    folder = sandbox / "runs" / "quickstart"
+    results = json.loads((folder / "results.json").read_text())
+    assert set(results["before"]) == set(results["after"]) == set(quickstart.TEST_SETS)
+    assert (folder / "quickstart.png").read_bytes().startswith(b"\x89PNG")
+    assert ContrastiveHead.from_pretrained(folder / "clipo" / "contrastive_head").hidden_size == 16
+    assert len((folder / "train.jsonl").read_text().splitlines()) == 800
+
+
+def test_moving_mean():
+    nan = float("nan")
+    smooth = quickstart.moving_mean(np.array([1.0, nan, 3.0, 5.0, nan, nan, nan]), window=3)
+    assert smooth.tolist() == pytest.approx([1.0, 2.0, 4.0, 4.0, 5.0, nan, nan], nan_ok=True)
