@@ -295,8 +295,13 @@ def run(settings: Settings) -> dict:
 def draw(settings: Settings, results: dict):
     """Every round as a dot, its median as a bar, by way."""
     rows, generator = results["rows"][::-1], torch.Generator().manual_seed(0)
-    picture, axes = common.figure(2, size=(5.0, 3.0), sharey=True)
-    for axis, quantity in zip(axes, ("step_time_ratio", "peak_memory_ratio"), strict=True):
+    titles = {
+        "step_time_ratio": "step time",
+        "processor_time_ratio": "processor time",
+        "peak_memory_ratio": "peak memory",
+    }
+    picture, axes = common.figure(len(titles), size=(4.0, 3.2), sharey=True)
+    for axis, (quantity, title) in zip(axes, titles.items(), strict=True):
         for place, row in enumerate(rows):
             dots, median = row["measured"][quantity], row[quantity]["median"]
             jitter = (torch.rand(len(dots), generator=generator) - 0.5) * 0.4
@@ -309,9 +314,7 @@ def draw(settings: Settings, results: dict):
         axis.set(yticks=range(len(rows)), yticklabels=[row["way"] for row in rows], ylim=(-0.6, len(rows) - 0.3))
         axis.grid(visible=False, axis="y")
         axis.ticklabel_format(axis="x", useOffset=False)
-        axis.set_xlabel("CLIPO / GRPO")
-    axes[0].set_title("step time")
-    axes[1].set_title("peak memory")
+        axis.set(xlabel="CLIPO / GRPO", title=title)
     shape = SHAPES[settings.shape]
     picture.suptitle(
         f"A training step, {results['n_parameters'] / 1e6:.0f} M parameters, {shape.n_rollouts} rollouts of "
