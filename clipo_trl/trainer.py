@@ -20,6 +20,7 @@ from trl.models.utils import _ForwardRedirection
 from .checkpoint import CheckpointMixin
 from .config import CLIPOConfig, CLIPOConfigMixin
 from .contrastive_reward import contrastive_reward
+from .eval_metrics import EvalMetricsMixin
 from .head import ContrastiveHead, load_head
 from .hidden_states import (
     DecodePooler,
@@ -41,7 +42,7 @@ def contrastive(completions, **kwargs) -> list[None]:
     return [None] * len(completions)
 
 
-class CLIPOMixin(CheckpointMixin):
+class CLIPOMixin(CheckpointMixin, EvalMetricsMixin):
     """
     CLIPO for any trainer that is shaped like `GRPOTrainer`: `class MyTrainer(CLIPOMixin, GMPOTrainer)`, with a
     configuration `class MyConfig(CLIPOConfigMixin, GMPOConfig)`.
@@ -253,7 +254,9 @@ class CLIPOMixin(CheckpointMixin):
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        if self.model.training:
+        if not self.model.training:
+            self._keep_test_rewards(rewards_per_func)
+        else:
             start = time.perf_counter()
             pooled_BH = self._forward_pooled() if self._pooled_BH is None else self._pooled_BH
             pooled_BH = pooled_BH.to(self.accelerator.device)
@@ -387,23 +390,6 @@ class CLIPOMixin(CheckpointMixin):
             self._metrics["train"]["step_time"].append(self._current_train_step_time)
             self._current_train_step_time = 0.0
         return torch.zeros((), device=self.accelerator.device)
-
-    # ------------------------------------------------------------------ evaluation
-
-    _metric_key_prefix = "eval"  # of the test set at hand: `eval`, or `eval_gsm8k` where several have names
-
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        self._metric_key_prefix = metric_key_prefix
-        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-
-    def log(self, logs, start_time=None):
-        # TRL puts a plain `eval_` before its metrics of every set, so that each overwrites the last one's.
-        name = self._metric_key_prefix.removeprefix("eval").removeprefix("_")
-        if name:
-            metrics = self._metrics["eval"]
-            for key in list(metrics):
-                metrics[f"{name}_{key}"] = metrics.pop(key)
-        super().log(logs, start_time)
 
 
 class CLIPOTrainer(CLIPOMixin, GRPOTrainer):

@@ -27,7 +27,7 @@ CASES = {
     "fsdp2": ["decode", "forward", "fused", "mean", "one_group", "no_group", "warmup"],
 }
 MORE_CASES = {
-    "ddp": ["wide", "other_head", "other_head_at_save", *RESUMED, "whole@killed_in_save"],
+    "ddp": ["wide", "accuracy", "other_head", "other_head_at_save", *RESUMED, "whole@killed_in_save"],
     "zero2": [],
     "zero3": [*RESUMED, "whole@killed_in_step"],
     "fsdp2": RESUMED,
@@ -167,6 +167,11 @@ def test_resumed_runs_are_the_uninterrupted_run(backend, case, launched):
     assert whole[0]["log"][0]["loss"] == 0  # a frozen warm-up is part of it
     for here, there in zip(launched(backend)(case), whole, strict=True):
         assert_same_run(here, there)
+
+
+def test_accuracy_does_not_count_what_fills_up_the_last_batch(launched):
+    for report in launched("ddp")("accuracy"):
+        assert report["metrics"]["eval_rewards/first_prompt/mean"] == pytest.approx(1 / 3)
 
 
 def test_a_process_that_hangs_ends_the_run_after_the_deadline(tmp_path):

@@ -309,6 +309,32 @@ def test_evaluation_with_another_group_size(tmp_path):
         assert not any("contrastive" in key for key in row)
 
 
+@pytest.mark.parametrize("n_rows, k", [(3, 1), (6, 1), (5, 2)])
+def test_accuracy_is_the_mean_over_all_samples(tmp_path, n_rows, k):
+    seen = []
+
+    def recorded(completions, **kwargs):
+        rewards = letters_reward(completions)
+        seen.extend(rewards)
+        return rewards
+
+    trainer = make(
+        tmp_path,
+        reward_funcs=[recorded, length_reward],
+        per_device_eval_batch_size=4,  # the last batch is smaller
+        num_generations_eval=k,
+        trainer_kwargs={"eval_dataset": {"few": tiny_dataset(n_rows)}},
+    )
+    metrics = trainer.evaluate()
+    assert len(seen) == n_rows * k
+    assert metrics["eval_few_rewards/recorded/mean"] == pytest.approx(sum(seen) / len(seen))
+    both = metrics["eval_few_rewards/recorded/mean"] + metrics["eval_few_rewards/length_reward/mean"]
+    assert metrics["eval_few_reward"] == pytest.approx(both)
+    assert trainer.evaluate()["eval_few_rewards/recorded/mean"] == pytest.approx(
+        sum(seen[n_rows * k :]) / (n_rows * k)
+    )
+
+
 def test_a_frozen_head_does_not_move(tmp_path):
     trainer = make(tmp_path, freeze_contrastive_head=True)
     before = weights(trainer.contrastive_head)

@@ -10,6 +10,7 @@ from trl import GRPOTrainer
 from trl.models.utils import _ForwardRedirection
 
 from clipo_trl.checkpoint import CheckpointMixin
+from clipo_trl.eval_metrics import EvalMetricsMixin
 from clipo_trl.trainer import CLIPOMixin
 
 
@@ -132,7 +133,8 @@ def test_a_checkpoint_ends_with_the_trainer_state():
 
 
 def test_nothing_that_the_mixin_overrides_has_vanished():
-    own = {name for name in (*vars(CLIPOMixin), *vars(CheckpointMixin)) if not name.startswith("__")}
+    mixins = (CLIPOMixin, CheckpointMixin, EvalMetricsMixin)
+    own = {name for mixin in mixins for name in vars(mixin) if not name.startswith("__")}
     overridden = {name for name in own if hasattr(GRPOTrainer, name)}
     assert overridden == {
         "_generate",
