@@ -48,7 +48,7 @@ from clipo_trl.evaluation_report import (
     summarise,
 )
 from clipo_trl.sampling import SAMPLERS, Completion, Decoding, completion_seed, tokenize_prompt
-from reward_funcs import check_golds, get_reward_func
+from reward_funcs import check_golds, get_reward_func, math_accuracy_reward, verifiable_reward
 from reward_funcs.completions import last_boxed
 from reward_funcs.multiple_choice import options_of
 
@@ -165,7 +165,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     # Reward #
     ##########
     reward_func = get_reward_func(args.reward_func, max_completion_length=args.max_completion_length)
-    if args.reward_func in ("verifiable", "math_accuracy"):
+    if reward_func in (verifiable_reward, math_accuracy_reward):
         for dataset in datasets.values():
             check_golds(dataset, max_unparsable_share=1.0)  # lists them; the records show what became of their answers
 

@@ -19,7 +19,7 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from clipo_trl import CLIPOConfig, CLIPOTrainer
 from clipo_trl.data import drop_long_prompts, load_named_prompts, load_prompts
 from clipo_trl.run_plan import plan_run, start_table
-from reward_funcs import check_golds, get_reward_func
+from reward_funcs import check_golds, get_reward_func, math_accuracy_reward, verifiable_reward
 
 
 @dataclass
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> CLIPOTrainer:
         get_reward_func(name, max_completion_length=training_args.max_completion_length)
         for name in script_args.reward_funcs
     ]
-    if {"verifiable", "math_accuracy"} & set(script_args.reward_funcs):  # the ones that compare golds by value
+    if {verifiable_reward, math_accuracy_reward} & set(reward_funcs):  # the ones that compare golds by value
         check_golds(train_dataset, script_args.max_unparsable_share)
 
     ###########

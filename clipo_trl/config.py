@@ -49,9 +49,10 @@ class CLIPOConfigMixin:
             Rollouts that have a loss: `"correct"`, `"incorrect"` or `"all"`.
         contrastive_reward_weight (`float`, *optional*, defaults to `0.2`):
             Weight lambda >= 0 of the loss in the contrastive reward. `0.0` (with offset `0.0`) is GRPO, bit for bit; the
-            head is still trained and its metrics logged. The paper uses 0.2.
+            head is still trained and its metrics logged. The paper uses 0.2. With
+            `multi_objective_aggregation="normalize_then_sum"` only its effect on the floor remains.
         contrastive_reward_offset (`float`, *optional*, defaults to `0.0`):
-            Constant b of the contrastive reward, before the floor.
+            Constant b of the contrastive reward, before the floor. Rollouts that are left out get none.
         contrastive_reward_floor (`float`, *optional*, defaults to `-0.5`):
             Lowest contrastive reward, at most 0. The reference uses -0.5.
         contrastive_head_type (`str`, *optional*, defaults to `"linear"`):
@@ -66,8 +67,8 @@ class CLIPOConfigMixin:
             What is taken off the pooled states before the head: `None`, `"layer_norm"` (LayerNorm without affine over
             H) or `"mean_subtract"` (the mean over the generation batch, all processes).
         contrastive_head_path (`str`, *optional*):
-            Saved head to start from: its folder, a model folder that has it in `contrastive_head/`, or a Hub id. The
-            saved head's own type, size and debias are used.
+            Saved head to start from: its folder, a model folder that has it in `contrastive_head/`, or the Hub id of
+            either. The saved head's own type, size and debias are used.
         freeze_contrastive_head (`bool`, *optional*, defaults to `False`):
             Never update the head.
         contrastive_warmup_steps (`int`, *optional*, defaults to `0`):
@@ -241,5 +242,8 @@ class CLIPOConfig(CLIPOConfigMixin, GRPOConfig):
         config.__class__ = cls
         for contrastive_field in fields(CLIPOConfigMixin):
             setattr(config, contrastive_field.name, contrastive_field.default)
+        if config.load_best_model_at_end and config.metric_for_best_model == "loss":
+            # What `GRPOConfig` fills in; in RL the loss says nothing about which model is best.
+            config.metric_for_best_model, config.greater_is_better = "reward", True
         config.check_contrastive_fields()
         return config

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from torch import nn
 
 from .config import DEBIAS, HEAD_TYPES, check_choice
@@ -117,7 +117,9 @@ class ContrastiveHead(
         folder, unfinished = Path(model_folder, HEAD_FOLDER), Path(model_folder, f"_{HEAD_FOLDER}")
         self.save_pretrained(unfinished)
         folder.mkdir(exist_ok=True)
-        for file in unfinished.iterdir():
+        # The configuration goes first and comes back last: without it no head loads.
+        (folder / "config.json").unlink(missing_ok=True)
+        for file in sorted(unfinished.iterdir(), key=lambda file: file.name == "config.json"):
             os.replace(file, folder / file.name)
         unfinished.rmdir()
 
@@ -128,7 +130,7 @@ def load_head(path: str, hidden_size: int, argument: str = "contrastive_head_pat
 
     Args:
         path (`str`):
-            Folder of the head, a model folder that has it in `contrastive_head/`, or a Hub id.
+            Folder of the head, a model folder that has it in `contrastive_head/`, or the Hub id of either.
         hidden_size (`int`):
             H, the policy's hidden size.
         argument (`str`, *optional*, defaults to `"contrastive_head_path"`):
@@ -137,13 +139,15 @@ def load_head(path: str, hidden_size: int, argument: str = "contrastive_head_pat
     Raises:
         `ValueError`: no head there, or a head of another width.
     """
-    inside = os.path.join(path, HEAD_FOLDER)
     try:
+        folder = path if os.path.isdir(path) else snapshot_download(path, allow_patterns=f"{HEAD_FOLDER}/*")
+        inside = os.path.join(folder, HEAD_FOLDER)
         head = ContrastiveHead.from_pretrained(inside if os.path.isdir(inside) else path, strict=True)
     except Exception as error:  # whatever was wrong with the file or the Hub, the remedy is the same
         raise ValueError(
             f"`{argument}` is {path!r}, but no head could be loaded from there ({error}). Give a folder "
-            f"written by `ContrastiveHead.save_pretrained`, a model folder with a `{HEAD_FOLDER}` folder in it, or a Hub id."
+            f"written by `ContrastiveHead.save_pretrained`, a model folder with a `{HEAD_FOLDER}` folder in it, or the Hub "
+            "id of either."
         ) from error
     if head.hidden_size != hidden_size:
         raise ValueError(

@@ -77,6 +77,12 @@ class CLIPOMixin(CheckpointMixin, EvalMetricsMixin):
         super().__init__(model, [*reward_funcs, contrastive], args, **kwargs)
         self.args.reward_weights = weights
         self._success_columns = self._find_success_columns()
+        if self.multi_objective_aggregation == "normalize_then_sum" and self.args.contrastive_reward_weight > 0:
+            logger.warning(
+                "`multi_objective_aggregation='normalize_then_sum'` divides each reward by its own standard deviation: "
+                "`contrastive_reward_weight` acts through the floor only, and the contrastive reward counts as much as any "
+                "other. Use 'sum_then_normalize' for the paper's method."
+            )
 
         self._reader = HiddenStateReader(self.accelerator.unwrap_model(self.model), self.args.contrastive_layer)
         self._way = self._choose_way()
@@ -131,14 +137,21 @@ class CLIPOMixin(CheckpointMixin, EvalMetricsMixin):
             )
         wanted = self.args.contrastive_success_rewards
         if wanted is None:
-            return list(names)
+            wanted = list(names.values())
         unknown = [wanted] if isinstance(wanted, str) else [name for name in wanted if name not in names.values()]
         if unknown or not wanted:
             raise ValueError(
                 f"`contrastive_success_rewards` is {wanted!r}, but must be a list of names of reward functions. Choose from "
                 f"{list(names.values())}."
             )
-        return [column for column, name in names.items() if name in wanted]
+        columns = [column for column, name in names.items() if name in wanted]
+        if not self.reward_weights[columns].any():
+            raise ValueError(
+                f"All of the rewards that decide success weigh 0: `contrastive_success_rewards` is {wanted!r} and "
+                f"`reward_weights` are {dict(zip(names.values(), self.reward_weights[list(names)].tolist(), strict=True))}. "
+                "Give one of them a weight, or name another."
+            )
+        return columns
 
     def _choose_way(self) -> str:
         """

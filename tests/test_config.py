@@ -105,5 +105,8 @@ def test_a_copy_of_a_plain_configuration(tmp_path):
     config = CLIPOConfig.from_grpo_config(plain)
     assert isinstance(config, CLIPOConfig) and type(plain) is GRPOConfig
     assert (config.beta, config.num_generations, config.contrastive_reward_weight) == (0.25, 4, 0.2)
+    best = tiny_config(tmp_path, GRPOConfig, load_best_model_at_end=True, eval_strategy="steps", save_strategy="steps")
+    config = CLIPOConfig.from_grpo_config(best)
+    assert (config.metric_for_best_model, config.greater_is_better) == ("reward", True)
     with pytest.raises(ValueError, match="num_generations"):
         CLIPOConfig.from_grpo_config(tiny_config(tmp_path, GRPOConfig, num_generations=2))

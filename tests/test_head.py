@@ -1,5 +1,7 @@
 """The head: shapes, unit length, debias, saving, and that it leaves the global random state alone."""
 
+import os
+
 import pytest
 import torch
 
@@ -67,6 +69,36 @@ def test_saved_and_loaded_heads_are_the_same(tmp_path, settings):
         loaded = load_head(str(path), hidden_size=12)
         assert torch.equal(loaded(POOLED), head(POOLED))
         assert (loaded.head_type, loaded.debias) == (head.head_type, head.debias)
+
+
+@pytest.mark.parametrize("in_a_policy", [True, False])
+def test_a_head_on_the_hub_is_found(tmp_path, monkeypatch, in_a_policy):
+    head = ContrastiveHead(12, 7, seed=3)
+    head.save_pretrained(tmp_path / HEAD_FOLDER if in_a_policy else tmp_path / "elsewhere")
+    monkeypatch.setattr("clipo_trl.head.snapshot_download", lambda *args, **kwargs: str(tmp_path))
+    from_pretrained = ContrastiveHead.from_pretrained
+    monkeypatch.setattr(
+        ContrastiveHead,
+        "from_pretrained",
+        lambda path, **kwargs: from_pretrained(tmp_path / "elsewhere" if path == "user/head" else path, **kwargs),
+    )
+    assert torch.equal(load_head("user/head", hidden_size=12)(POOLED), head(POOLED))
+
+
+def test_a_head_that_was_not_written_to_its_end_does_not_load(tmp_path, monkeypatch):
+    ContrastiveHead(12, 7).save_into(tmp_path)
+    replace, calls = os.replace, []
+
+    def stops(source, target):
+        if calls:
+            raise OSError("stopped")
+        calls.append(replace(source, target))
+
+    monkeypatch.setattr(os, "replace", stops)
+    with pytest.raises(OSError, match="stopped"):
+        ContrastiveHead(12, 7, debias="layer_norm").save_into(tmp_path)  # other numbers, the same shapes
+    with pytest.raises(ValueError, match="no head could be loaded"):
+        load_head(str(tmp_path), hidden_size=12)
 
 
 def test_wrong_width_is_named(tmp_path):

@@ -203,6 +203,19 @@ def test_a_success_reward_that_does_not_exist(tmp_path, wanted):
         make(tmp_path, contrastive_success_rewards=wanted)
 
 
+def test_success_rewards_that_all_weigh_nothing(tmp_path):
+    settings = {"reward_weights": [0.0, 1.0], "contrastive_success_rewards": ["letters_reward"]}
+    with pytest.raises(ValueError, match="contrastive_success_rewards.*'letters_reward': 0.0"):
+        make(tmp_path, reward_funcs=[letters_reward, length_reward], **settings)
+
+
+def test_a_weight_that_the_aggregation_takes_out_is_warned_of(tmp_path, caplog):
+    make(tmp_path, multi_objective_aggregation="normalize_then_sum", contrastive_reward_weight=0.0)
+    assert "normalize_then_sum" not in caplog.text
+    make(tmp_path, multi_objective_aggregation="normalize_then_sum")
+    assert "normalize_then_sum" in caplog.text
+
+
 def test_a_row_without_reward_stays_unscorable(tmp_path):
     def sometimes_none(completions, **kwargs):
         return [None if i % 4 == 1 else float(i % 4 > 1) for i in range(len(completions))]
