@@ -10,6 +10,7 @@ import copy
 import inspect
 import textwrap
 import time
+from contextlib import nullcontext
 
 import torch
 from accelerate.logging import get_logger
@@ -195,15 +196,14 @@ class CLIPOMixin(CheckpointMixin, EvalMetricsMixin):
             self._tokens = self._pooled_BH = None
 
     def _generate(self, prompts):
-        if not self.model.training:
-            return super()._generate(prompts)
         pooler = None
-        if self._way == "decode":
+        if self.model.training and self._way == "decode":
             pooler = DecodePooler(self.eos_token_ids, self.args.contrastive_pooling)
-            with self._reader.watch(pooler):
-                output = super()._generate(prompts)
-        else:
+        with self._reader.watch(pooler) if pooler is not None else nullcontext():
             output = super()._generate(prompts)
+        self._forget_order_of_layers()
+        if not self.model.training:
+            return output
         prompt_ids, completion_ids, tool_mask, _, _, _, images = output[:7]
         if any(images or []):  # inside messages, from a tool or from an environment: no column told of them
             raise ValueError(
@@ -214,6 +214,18 @@ class CLIPOMixin(CheckpointMixin, EvalMetricsMixin):
         if pooler is not None:
             self._pooled_BH = self._agreed(pooler.result(self._tokens))
         return output
+
+    def _forget_order_of_layers(self) -> None:
+        """
+        ZeRO-3 fetches parameters ahead in the order of the last passes. Decoding layer by layer leaves an order that does
+        not fit the training pass: with an LM head of its own the backward pass would fail ("size of tensor a (0)").
+        """
+        plugin = self.accelerator.state.deepspeed_plugin
+        if plugin is None or plugin.zero_stage != 3 or self.args.ds3_gather_for_generation or self.deepspeed is None:
+            return
+        coordinator = self.model_wrapped.optimizer.parameter_offload.get_param_coordinator()
+        if not coordinator.is_invalid_trace():
+            coordinator._invalidate_trace()
 
     def _agreed(self, pooled_BH: torch.Tensor | None) -> torch.Tensor | None:
         """`None` on every process if it is `None` on one: all of them then make the forward pass."""

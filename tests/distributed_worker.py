@@ -268,6 +268,7 @@ CASES = {
     "warmup": {"contrastive_warmup_steps": 2},
     "wide": {"n_rollouts": 24},
     "tied_gather_off": {"tied": True, "ds3_gather_for_generation": False},
+    "untied_gather_off": {"ds3_gather_for_generation": False},
     "lora": {"lora": True},
     "lora_gather_off": {"lora": True, "ds3_gather_for_generation": False, "way": "forward"},
     "accuracy": {"reward": first_prompt, "per_device_eval_batch_size": 1, "num_generations_eval": 1},

@@ -23,7 +23,7 @@ CASES = {
     "ddp": ["decode", "forward", "fused", "mean", "one_group", "no_group", "warmup"],
     "zero2": ["decode", "forward", "fused", "warmup"],
     "zero3": ["decode", "forward", "fused", "mean", "one_group", "no_group", "warmup"]
-    + ["tied_gather_off", "lora", "lora_gather_off"],
+    + ["tied_gather_off", "untied_gather_off", "lora", "lora_gather_off"],
     "fsdp2": ["decode", "forward", "fused", "mean", "one_group", "no_group", "warmup"],
 }
 MORE_CASES = {
