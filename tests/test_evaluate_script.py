@@ -31,14 +31,6 @@ def even_length(completions, **kwargs) -> list[float]:
     return [float(len(completion[-1]["content"]) % 2 == 0) for completion in completions]
 
 
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("tiny_qwen2")
-    tiny_model().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return str(folder)
-
-
 def write_rows(path: Path, rows: dict[str, list]) -> str:
     pd.DataFrame(rows).to_json(path, orient="records", lines=True)
     return str(path)

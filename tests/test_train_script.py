@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from huggingface_hub import ModelCard
 from rich.console import Console
-from tiny_models import tiny_model, tiny_tokenizer
+from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM
 from trl import ModelConfig
 
@@ -27,14 +27,6 @@ SMALL_BATCH = (
 def even_length(completions, **kwargs) -> list[float]:
     """Right about half of the time, for a model that knows nothing."""
     return [float(len(completion[-1]["content"]) % 2 == 0) for completion in completions]
-
-
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("tiny_qwen2")
-    tiny_model().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
