@@ -1,9 +1,11 @@
 """CLIPO (contrastive learning in policy optimization, arXiv 2603.10101) as a TRL trainer."""
 
+from .callbacks import SuspiciousRolloutsCallback
 from .config import CLIPOConfig, CLIPOConfigMixin
 from .contrastive_reward import contrastive_reward
 from .head import ContrastiveHead
 from .losses import contrastive_loss
+from .readout import similarity_readout
 from .trainer import CLIPOMixin, CLIPOTrainer
 
 
@@ -14,6 +16,8 @@ __all__ = [
     "CLIPOMixin",
     "CLIPOTrainer",
     "ContrastiveHead",
+    "SuspiciousRolloutsCallback",
     "contrastive_loss",
     "contrastive_reward",
+    "similarity_readout",
 ]

@@ -2,7 +2,7 @@
 
     checkpoint-N/
         contrastive_head/             the head
-        contrastive_state.pt          its optimizer, the generator of InfoNCE's draw, the warm-up's progress
+        contrastive_state.pt          its optimizer, the generator of InfoNCE's draw, the warm-up's progress, the calibration
         contrastive_rollouts_R.pt     of process R: the rollouts that wait to be trained on, the metrics that wait to be logged
         trainer_state.json            written last, once all processes have written the rest: the sign of a whole checkpoint
 
@@ -11,6 +11,7 @@ have just been logged. Here every step will do.
 """
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from .calibration import Calibration
 from .head import HEAD_FOLDER, load_head
 
 
@@ -55,7 +57,7 @@ def last_whole_checkpoint(output_dir: str) -> str | None:
 class CheckpointMixin:
     """
     Saving and resuming for `CLIPOMixin`. Of it, this uses `contrastive_head`, `_head_optimizer`, `_draw_generator`,
-    `_n_generation_batches`; of TRL's trainer `_step`, `_buffered_inputs`, `_metrics`.
+    `_calibration`, `_n_generation_batches`; of TRL's trainer `_step`, `_buffered_inputs`, `_metrics`.
     """
 
     _train_sampler = None  # there is none for an iterable dataset
@@ -96,6 +98,7 @@ class CheckpointMixin:
             state = {
                 "optimizer": self._head_optimizer.state_dict(),
                 "draw_generator": self._draw_generator.get_state(),
+                "calibration": asdict(self._calibration),
                 "n_generation_batches": self._n_generation_batches,
                 "num_processes": self.accelerator.num_processes,
             }
@@ -188,6 +191,7 @@ class CheckpointMixin:
         state = torch.load(os.path.join(checkpoint, STATE_NAME), map_location="cpu", weights_only=True)
         self._head_optimizer.load_state_dict(state["optimizer"])
         self._draw_generator.set_state(state["draw_generator"])
+        self._calibration = Calibration(**state.get("calibration", {}))  # checkpoints of version 0.1.0 have none
         self._n_generation_batches = state["n_generation_batches"]
         self._load_rollouts(checkpoint, state["num_processes"])
 

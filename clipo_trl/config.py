@@ -16,8 +16,9 @@ LOSS_TYPES = ("infonce", "supcon_out", "supcon_in", "soft_nn")
 SIMILARITIES = ("cosine", "l2", "negative_cosine")
 LEVELS = ("group", "cross", "batch")
 ANCHORS = ("correct", "incorrect", "all")
+REWARD_TYPES = ("loss", "agreement", "similarity_gap")
 HEAD_TYPES = ("linear", "mlp")
-DEBIAS = (None, "layer_norm", "mean_subtract")
+DEBIAS = (None, "layer_norm", "mean_subtract", "group_center")
 POOLINGS = ("mean", "last")
 WARMUP_POLICIES = ("frozen", "verifiable_reward")
 
@@ -47,14 +48,22 @@ class CLIPOConfigMixin:
             (positives from its group, others from the whole generation batch) or `"batch"` (both from the batch).
         contrastive_anchors (`str`, *optional*, defaults to `"correct"`):
             Rollouts that have a loss: `"correct"`, `"incorrect"` or `"all"`.
+        contrastive_reward_type (`str`, *optional*, defaults to `"loss"`):
+            What a correct rollout's contrastive reward is read off: `"loss"` (minus its loss; the paper's way),
+            `"agreement"` (its embedding's mean cosine to the other correct rollouts) or `"similarity_gap"` (the same, less
+            the mean cosine to the wrong ones). The last two are centred in the group, need
+            `contrastive_similarity="cosine"`, and are beyond the paper: see [`similarity_readout`]. The head learns from
+            the loss in any case.
         contrastive_reward_weight (`float`, *optional*, defaults to `0.2`):
-            Weight lambda >= 0 of the loss in the contrastive reward. `0.0` (with offset `0.0`) is GRPO, bit for bit; the
+            Weight lambda >= 0 of the loss, or of the readout in its place, in the contrastive reward. `0.0` (with offset `0.0`) is GRPO, bit for bit; the
             head is still trained and its metrics logged. The paper uses 0.2. With
             `multi_objective_aggregation="normalize_then_sum"` only its effect on the floor remains.
         contrastive_reward_offset (`float`, *optional*, defaults to `0.0`):
             Constant b of the contrastive reward, before the floor. Rollouts that are left out get none.
         contrastive_reward_floor (`float`, *optional*, defaults to `-0.5`):
-            Lowest contrastive reward, at most 0. The reference uses -0.5.
+            Lowest contrastive reward, at most 0. The reference uses -0.5. A readout's reward is bounded above as well, as
+            far from the offset. A correct rollout stays above a wrong one if its verifiable reward is higher by more than
+            the floor is deep.
         contrastive_head_type (`str`, *optional*, defaults to `"linear"`):
             `"linear"` (H -> D) or `"mlp"` (H -> H, ReLU, H -> D), both without bias.
         contrastive_embedding_dim (`int`, *optional*, defaults to `512`):
@@ -65,7 +74,8 @@ class CLIPOConfigMixin:
             Weight decay of the head's AdamW.
         contrastive_debias (`str`, *optional*):
             What is taken off the pooled states before the head: `None`, `"layer_norm"` (LayerNorm without affine over
-            H) or `"mean_subtract"` (the mean over the generation batch, all processes).
+            H), `"mean_subtract"` (the mean over the generation batch, all processes) or `"group_center"` (the mean over
+            the group, which takes out what all answers to one prompt share; beyond the paper).
         contrastive_head_path (`str`, *optional*):
             Saved head to start from: its folder, a model folder that has it in `contrastive_head/`, or the Hub id of
             either. The saved head's own type, size and debias are used.
@@ -81,6 +91,13 @@ class CLIPOConfigMixin:
             Names of the reward functions whose weighted sum decides whether a rollout is correct. Default: all.
         contrastive_success_threshold (`float`, *optional*, defaults to `0.0`):
             A rollout is correct if that sum is greater than this.
+        contrastive_step_reward (`str`, *optional*):
+            Name of a reward function that checks the steps: a correct rollout is sound if it is greater than 0, else
+            lucky. It may weigh 0. Nothing learns from it here: it adds metrics that say how well hidden states, embeddings
+            and the reward paid tell sound rollouts from lucky ones.
+        contrastive_calibration (`bool`, *optional*, defaults to `False`):
+            Pay the contrastive reward as far as `contrastive_step_reward` bears it out: times 2 AUROC - 1, of the rollouts
+            that it checked of late (see [`Calibration`]). It need not check all of them. Beyond the paper.
         contrastive_pooling (`str`, *optional*, defaults to `"mean"`):
             `"mean"` of the hidden states of the completion's tokens but the last, or the `"last"` of them.
         contrastive_layer (`int`, *optional*, defaults to `-1`):
@@ -107,6 +124,10 @@ class CLIPOConfigMixin:
     contrastive_anchors: str = field(
         default="correct",
         metadata={"help": "Rollouts that have a loss.", "choices": ANCHORS},
+    )
+    contrastive_reward_type: str = field(
+        default="loss",
+        metadata={"help": "What the contrastive reward is read off.", "choices": REWARD_TYPES},
     )
     contrastive_reward_weight: float = field(
         default=0.2,
@@ -138,7 +159,9 @@ class CLIPOConfigMixin:
     )
     contrastive_debias: str | None = field(
         default=None,
-        metadata={"help": "Taken off the pooled states before the head: None, layer_norm or mean_subtract."},
+        metadata={
+            "help": "Taken off the pooled states before the head: None, layer_norm, mean_subtract or group_center."
+        },
     )
     contrastive_head_path: str | None = field(
         default=None,
@@ -164,6 +187,14 @@ class CLIPOConfigMixin:
         default=0.0,
         metadata={"help": "A rollout is correct if that sum is greater than this."},
     )
+    contrastive_step_reward: str | None = field(
+        default=None,
+        metadata={"help": "Reward function that checks the steps; adds metrics of sound against lucky rollouts."},
+    )
+    contrastive_calibration: bool = field(
+        default=False,
+        metadata={"help": "Pay the contrastive reward as far as contrastive_step_reward bears it out."},
+    )
     contrastive_pooling: str = field(
         default="mean",
         metadata={"help": "Pooling of the completion's hidden states.", "choices": POOLINGS},
@@ -185,6 +216,7 @@ class CLIPOConfigMixin:
         check_choice("contrastive_similarity", self.contrastive_similarity, SIMILARITIES)
         check_choice("contrastive_level", self.contrastive_level, LEVELS)
         check_choice("contrastive_anchors", self.contrastive_anchors, ANCHORS)
+        check_choice("contrastive_reward_type", self.contrastive_reward_type, REWARD_TYPES)
         check_choice("contrastive_head_type", self.contrastive_head_type, HEAD_TYPES)
         check_choice("contrastive_debias", self.contrastive_debias, DEBIAS)
         check_choice("contrastive_warmup_policy", self.contrastive_warmup_policy, WARMUP_POLICIES)
@@ -201,6 +233,17 @@ class CLIPOConfigMixin:
             raise ValueError(
                 f"`contrastive_reward_offset` ({self.contrastive_reward_offset}) is below `contrastive_reward_floor` "
                 f"({self.contrastive_reward_floor}), so every contrastive reward would be the floor. Lower the floor."
+            )
+        if self.contrastive_reward_type != "loss" and self.contrastive_similarity != "cosine":
+            raise ValueError(
+                f"`contrastive_reward_type={self.contrastive_reward_type!r}` is a mean of cosines, but "
+                f"`contrastive_similarity` is {self.contrastive_similarity!r}. Set it to 'cosine', or the reward type to "
+                "'loss'."
+            )
+        if self.contrastive_calibration and self.contrastive_step_reward is None:
+            raise ValueError(
+                "`contrastive_calibration` is True, but `contrastive_step_reward` is None. Name the reward function that checks "
+                "the steps; it may return None for most rollouts."
             )
         if self.contrastive_level == "group" and self.num_generations < 3:
             raise ValueError(

@@ -15,11 +15,13 @@ def contrastive_reward(
     Reward max(b - lambda * L_i * c_i, floor), to be added to the verifiable reward.
 
     Only correct rollouts (c_i = 1) are docked for their loss. lambda stands before the floor, so the floor does not move
-    with it.
+    with it. A readout (see [`similarity_readout`]) is paid as a loss of the other sign; its reward is cut as far above b as
+    the floor is below 0, where the reward for a loss never gets. So a correct rollout stays above a wrong one if its
+    verifiable reward is higher by more than -floor.
 
     Args:
         loss_PG (`torch.Tensor` of shape `(P, G)`):
-            Loss L_i >= 0 of G rollouts of each of P prompts, 0 where the rollout is no anchor.
+            Loss L_i >= 0 of G rollouts of each of P prompts, 0 where the rollout is no anchor; or minus a readout.
         correct_PG (`torch.Tensor` of shape `(P, G)`, bool):
             Success label c_i.
         weight (`float`, *optional*, defaults to `0.2`):
@@ -43,4 +45,4 @@ def contrastive_reward(
         raise ValueError(
             f"`loss_PG` has shape {tuple(loss_PG.shape)} and `correct_PG` {tuple(correct_PG.shape)}. Expected the same."
         )
-    return (offset - weight * loss_PG.detach() * correct_PG).clamp(min=floor)
+    return (offset - weight * loss_PG.detach() * correct_PG).clamp(min=floor, max=offset - floor)

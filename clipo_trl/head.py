@@ -36,8 +36,8 @@ class ContrastiveHead(
         head_type (`str`, *optional*, defaults to `"linear"`):
             `"linear"` (H -> D) or `"mlp"` (H -> H, ReLU, H -> D), both without bias.
         debias (`str`, *optional*):
-            What is taken off the pooled states first: `None`, `"layer_norm"` (LayerNorm without affine over H) or
-            `"mean_subtract"` (the mean over the batch).
+            What is taken off the pooled states first: `None`, `"layer_norm"` (LayerNorm without affine over H),
+            `"mean_subtract"` (the mean over the batch) or `"group_center"` (the mean over the rollouts of the same prompt).
         seed (`int`, *optional*, defaults to `0`):
             Seed of the initial weights. They come from a generator of their own: torch's global one is not touched.
 
@@ -83,9 +83,9 @@ class ContrastiveHead(
         Args:
             pooled_BH (`torch.Tensor` of shape `(B, H)`):
                 Pooled hidden states, of any floating dtype.
-            mean_H (`torch.Tensor` of shape `(H,)`, *optional*):
-                For `debias="mean_subtract"`: the mean to subtract, where the batch is larger than these B rollouts.
-                Default: the mean of `pooled_BH`.
+            mean_H (`torch.Tensor` of shape `(H,)` or `(B, H)`, *optional*):
+                For `debias="mean_subtract"` and `"group_center"`: the mean to subtract, or each rollout's. Default: the mean
+                of `pooled_BH`, that is, these B rollouts are the whole batch, or the group.
 
         Returns:
             `torch.Tensor` of shape `(B, D)`, float32, rows of length 1.
@@ -98,7 +98,7 @@ class ContrastiveHead(
         states_BH = pooled_BH.float()
         if self.debias == "layer_norm":
             states_BH = F.layer_norm(states_BH, (self.hidden_size,))
-        elif self.debias == "mean_subtract":
+        elif self.debias in ("mean_subtract", "group_center"):
             states_BH = states_BH - (states_BH.mean(dim=0) if mean_H is None else mean_H)
         for layer in self.layers[:-1]:
             states_BH = F.relu(layer(states_BH))

@@ -4,19 +4,25 @@ import torch
 import torch.nn.functional as F
 
 
+# Scores that differ by rounding alone count as equal.
+_TIE = 1e-6
+
+
 def rollout_metrics(
     loss_PG: torch.Tensor,
     is_anchor_PG: torch.Tensor,
     reward_PG: torch.Tensor,
+    is_paid_PG: torch.Tensor,
     correct_PG: torch.Tensor,
     valid_PG: torch.Tensor,
     floor: float,
 ) -> dict[str, float]:
     """
-    Shares, and loss and reward of the correct rollouts that are anchors (NaN where there are none).
+    Shares, loss of the correct rollouts that are anchors, and reward of those that are paid one (NaN where there are none).
 
     Args:
         loss_PG, is_anchor_PG, reward_PG (`torch.Tensor` of shape `(P, G)`): of all processes.
+        is_paid_PG (`torch.Tensor` of shape `(P, G)`, bool): correct rollouts that have a loss, or a readout in its place.
         correct_PG, valid_PG (`torch.Tensor` of shape `(P, G)`, bool): success label; False where a rollout was left out.
         floor (`float`): the reward's floor.
     """
@@ -28,10 +34,9 @@ def rollout_metrics(
         "left_out_rollouts": (~valid_PG).float().mean().item(),
         "floor_rewards": float("nan"),
     }
-    docked_PG = is_anchor_PG & correct_PG
-    if docked_PG.any():
-        metrics["floor_rewards"] = (reward_PG[docked_PG] <= floor).float().mean().item()
-    for name, values in (("loss", loss_PG[docked_PG]), ("reward", reward_PG[docked_PG])):
+    if is_paid_PG.any():
+        metrics["floor_rewards"] = (reward_PG[is_paid_PG] <= floor).float().mean().item()
+    for name, values in (("loss", loss_PG[is_anchor_PG & correct_PG]), ("reward", reward_PG[is_paid_PG])):
         for statistic in ("mean", "min", "max"):
             value = getattr(values, statistic)().item() if len(values) else float("nan")
             metrics[f"{name}/{statistic}"] = value
@@ -61,21 +66,18 @@ def pair_cosines(vectors_PGX: torch.Tensor, correct_PG: torch.Tensor, valid_PG: 
     )
 
 
-def in_groups(rows_BX: torch.Tensor, group_size: int, first_row: int) -> tuple[torch.Tensor, torch.Tensor]:
+def sound_against_lucky(score_PG: torch.Tensor, sound_PG: torch.Tensor, lucky_PG: torch.Tensor) -> torch.Tensor:
     """
-    Lay the rows of one process, contiguous in the generation batch, out in groups. Groups at the edges, shared with
-    other processes, are filled with zeros.
+    How well a score tells sound from lucky rollouts of the same group: `[ranked, difference, number]` over the pairs of a
+    sound and a lucky rollout. `ranked / number` is the AUROC inside groups, with a half for a tie; `difference / number` is
+    the mean difference of their scores. Additive over processes.
 
     Args:
-        rows_BX (`torch.Tensor` of shape `(B, X)`): the rows of this process.
-        group_size (`int`): G.
-        first_row (`int`): place of the first of these rows in the whole generation batch.
-
-    Returns:
-        `tuple`: the rows `(P', G, X)`, and a bool mask `(P', G)` that is True where a row of this process is.
+        score_PG (`torch.Tensor` of shape `(P, G)`): higher is meant to be sounder.
+        sound_PG, lucky_PG (`torch.Tensor` of shape `(P, G)`, bool): which rollouts are compared.
     """
-    before = first_row % group_size
-    after = -(before + len(rows_BX)) % group_size
-    present = F.pad(torch.ones(len(rows_BX), dtype=torch.bool, device=rows_BX.device), (before, after))
-    padded = F.pad(rows_BX, (0, 0, before, after))
-    return padded.view(-1, group_size, rows_BX.size(1)), present.view(-1, group_size)
+    difference_PGG = score_PG.unsqueeze(2) - score_PG.unsqueeze(1)
+    pair_PGG = sound_PG.unsqueeze(2) & lucky_PG.unsqueeze(1)
+    tie_PGG = difference_PGG.abs() <= _TIE
+    ranked_PGG = ((difference_PGG > 0) & ~tie_PGG).float() + 0.5 * tie_PGG.float()
+    return torch.stack([(ranked_PGG * pair_PGG).sum(), (difference_PGG * pair_PGG).sum(), pair_PGG.sum().float()])

@@ -1,7 +1,7 @@
 """CLIPO (arXiv 2603.10101) on top of TRL's `GRPOTrainer`: one more reward column, and a head that learns beside the policy.
 
     prompts --TRL--> rollouts --hidden_states.py--> pooled_BH --head.py--> embeddings --losses.py--> loss per rollout
-       --contrastive_reward.py--> one more reward column --TRL--> advantages --> policy loss
+       (or --readout.py--> score per rollout) --contrastive_reward.py--> one more reward column --TRL--> policy loss
 
 Axes: B rollouts of this process, N = P * G of all processes, P prompts, G rollouts a prompt, H hidden size, D embedding size.
 """
@@ -10,7 +10,6 @@ import copy
 import inspect
 import textwrap
 import time
-from contextlib import nullcontext
 
 import torch
 from accelerate.logging import get_logger
@@ -18,21 +17,18 @@ from torch import nn
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import _ForwardRedirection
 
+from .calibration import Calibration
+from .capture import CaptureMixin
 from .checkpoint import CheckpointMixin
 from .config import CLIPOConfig, CLIPOConfigMixin
 from .contrastive_reward import contrastive_reward
 from .eval_metrics import EvalMetricsMixin
+from .groups import group_means
 from .head import ContrastiveHead, load_head
-from .hidden_states import (
-    DecodePooler,
-    ForwardPooler,
-    HiddenStateReader,
-    RolloutTokens,
-    left_padded_reads,
-    right_padded,
-)
+from .hidden_states import HiddenStateReader
 from .losses import contrastive_loss
-from .metrics import in_groups, pair_cosines, rollout_metrics
+from .readout import similarity_readout
+from .train_metrics import TrainMetricsMixin
 
 
 logger = get_logger(__name__)
@@ -43,7 +39,7 @@ def contrastive(completions, **kwargs) -> list[None]:
     return [None] * len(completions)
 
 
-class CLIPOMixin(CheckpointMixin, EvalMetricsMixin):
+class CLIPOMixin(CaptureMixin, CheckpointMixin, TrainMetricsMixin, EvalMetricsMixin):
     """
     CLIPO for any trainer that is shaped like `GRPOTrainer`: `class MyTrainer(CLIPOMixin, GMPOTrainer)`, with a
     configuration `class MyConfig(CLIPOConfigMixin, GMPOConfig)`.
@@ -78,6 +74,7 @@ class CLIPOMixin(CheckpointMixin, EvalMetricsMixin):
         super().__init__(model, [*reward_funcs, contrastive], args, **kwargs)
         self.args.reward_weights = weights
         self._success_columns = self._find_success_columns()
+        self._step_column = self._find_step_column()
         if self.multi_objective_aggregation == "normalize_then_sum" and self.args.contrastive_reward_weight > 0:
             logger.warning(
                 "`multi_objective_aggregation='normalize_then_sum'` divides each reward by its own standard deviation: "
@@ -96,6 +93,7 @@ class CLIPOMixin(CheckpointMixin, EvalMetricsMixin):
         )
         # InfoNCE's draw is the same on every process, and leaves the global random state alone.
         self._draw_generator = torch.Generator().manual_seed(self.args.seed)
+        self._calibration = Calibration()
         self._n_generation_batches = 0  # scored so far in training: the warm-up counts them
         self._tokens = self._pooled_BH = None
 
@@ -154,24 +152,15 @@ class CLIPOMixin(CheckpointMixin, EvalMetricsMixin):
             )
         return columns
 
-    def _choose_way(self) -> str:
-        """
-        Where the states are read; fixed for the run, so that all processes make the same forward passes.
-
-        `"fused"`: in TRL's own pass for old log-probabilities. `"decode"`: while `generate` decodes. `"forward"`: in a pass
-        of our own over the decoder.
-        """
-        args = self.args
-        trl_scores_rollouts = args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations) != 0
-        trl_scores_rollouts |= self.use_vllm and self.vllm_importance_sampling_correction
-        # `mask_truncated_completions` hides truncated completions from TRL's pass, and so from themselves; its padding on
-        # the left moves learned positions.
-        if trl_scores_rollouts and not (self.mask_truncated_completions or self._reader.shifts_with_left_padding):
-            return "fused"
-        plain_generate = not (
-            self.use_vllm or self.use_transformers_continuous_batching or self.rollout_func or self.tools
-        )
-        return "decode" if plain_generate else "forward"
+    def _find_step_column(self) -> int | None:
+        """Column of the reward function that checks the steps, if there is one."""
+        name = self.args.contrastive_step_reward
+        names = {other: column for column, other in enumerate(self.reward_func_names) if column != self._column}
+        if name is not None and name not in names:
+            raise ValueError(
+                f"`contrastive_step_reward` is {name!r}, but must be the name of a reward function. Choose from {list(names)}."
+            )
+        return names.get(name)
 
     def _make_head(self) -> ContrastiveHead:
         args, hidden_size = self.args, self._reader.hidden_size
@@ -181,7 +170,7 @@ class CLIPOMixin(CheckpointMixin, EvalMetricsMixin):
             hidden_size, args.contrastive_embedding_dim, args.contrastive_head_type, args.contrastive_debias, args.seed
         )
 
-    # ------------------------------------------------------------------ hidden states of the rollouts
+    # ------------------------------------------------------------------ reward and head
 
     def _generate_and_score_completions(self, inputs):
         if not self.model.training:
@@ -195,92 +184,11 @@ class CLIPOMixin(CheckpointMixin, EvalMetricsMixin):
         finally:
             self._tokens = self._pooled_BH = None
 
-    def _generate(self, prompts):
-        pooler = None
-        if self.model.training and self._way == "decode":
-            pooler = DecodePooler(self.eos_token_ids, self.args.contrastive_pooling)
-        with self._reader.watch(pooler) if pooler is not None else nullcontext():
-            output = super()._generate(prompts)
-        self._forget_order_of_layers()
-        if not self.model.training:
-            return output
-        prompt_ids, completion_ids, tool_mask, _, _, _, images = output[:7]
-        if any(images or []):  # inside messages, from a tool or from an environment: no column told of them
-            raise ValueError(
-                "A rollout has an image in its messages, but CLIPO reads the hidden states of text rollouts only. Take the "
-                "images out of the prompts, tools and environments, or train with `GRPOTrainer`."
-            )
-        self._tokens = RolloutTokens(prompt_ids, completion_ids, tool_mask)
-        if pooler is not None:
-            self._pooled_BH = self._agreed(pooler.result(self._tokens))
-        return output
-
-    def _forget_order_of_layers(self) -> None:
-        """
-        ZeRO-3 fetches parameters ahead in the order of the last passes. Decoding layer by layer leaves an order that does
-        not fit the training pass: with an LM head of its own the backward pass would fail ("size of tensor a (0)").
-        """
-        plugin = self.accelerator.state.deepspeed_plugin
-        if plugin is None or plugin.zero_stage != 3 or self.args.ds3_gather_for_generation or self.deepspeed is None:
-            return
-        coordinator = self.model_wrapped.optimizer.parameter_offload.get_param_coordinator()
-        if not coordinator.is_invalid_trace():
-            coordinator._invalidate_trace()
-
-    def _agreed(self, pooled_BH: torch.Tensor | None) -> torch.Tensor | None:
-        """`None` on every process if it is `None` on one: all of them then make the forward pass."""
-        missing = torch.tensor([pooled_BH is None], dtype=torch.float32, device=self.accelerator.device)
-        return None if self.accelerator.gather(missing).any() else pooled_BH
-
-    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
-        scored = (model, input_ids, attention_mask, logits_to_keep, *args)
-        # The first pass after generation is that of the policy; the one of a reference adapter may follow.
-        if self._tokens is None or self._way != "fused" or self._pooled_BH is not None:
-            return super()._get_per_token_logps_and_entropies(*scored, **kwargs)
-        n_prompt = input_ids.size(1) - logits_to_keep
-        reads_BL = left_padded_reads(self._tokens, self.args.contrastive_pooling, n_prompt, logits_to_keep)
-        pooler = ForwardPooler(reads_BL.to(input_ids.device))
-        with self._reader.watch(pooler):
-            output = super()._get_per_token_logps_and_entropies(*scored, **kwargs)
-        self._pooled_BH = pooler.result()
-        return output
-
-    @torch.no_grad()
-    def _forward_pooled(self) -> torch.Tensor:
-        """Pooled states (B, H) by a pass over the decoder alone, in micro-batches of sequences of similar length."""
-        tokens, pooling = self._tokens, self.args.contrastive_pooling
-        by_length = sorted(range(len(tokens)), key=tokens.length, reverse=True)
-        pooled_BH = torch.empty(len(tokens), self._reader.hidden_size, device=self.accelerator.device)
-        policy = self.accelerator.unwrap_model(self.model_wrapped)
-        was_training = policy.training
-        policy.eval()  # states without dropout, and without a draw from the global random state
-        n_rows = self.args.per_device_train_batch_size  # the same number of passes on every process, as ZeRO-3 needs
-        for start in range(0, len(tokens), n_rows):
-            rows = by_length[start : start + n_rows]
-            input_ids, attention_mask, reads = right_padded(
-                tokens, rows, pooling, self._tokenizer.pad_token_id, self.accelerator.device
-            )
-            pooler = ForwardPooler(reads)
-            with self._reader.watch(pooler), self.accelerator.autocast():
-                self._forward_redirection(
-                    self.model_wrapped,
-                    policy,
-                    self._reader.decoder,
-                    input_ids=input_ids,
-                    attention_mask=attention_mask,
-                    use_cache=False,
-                )
-            pooled_BH[rows] = pooler.result().to(pooled_BH.device)
-            self._log_contrastive("extra_forward_passes", 1.0)
-        policy.train(was_training)
-        return pooled_BH
-
-    # ------------------------------------------------------------------ reward and head
-
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if not self.model.training:
             self._keep_test_rewards(rewards_per_func)
+            self._add_to_completions_table([None] * len(prompts))
         else:
             start = time.perf_counter()
             pooled_BH = self._forward_pooled() if self._pooled_BH is None else self._pooled_BH
@@ -330,18 +238,40 @@ class CLIPOMixin(CheckpointMixin, EvalMetricsMixin):
             anchors=args.contrastive_anchors,
             generator=self._draw_generator,
         )
+        cost_PG, is_paid_PG = loss_PG, is_anchor_PG & correct_PG
+        if args.contrastive_reward_type != "loss":
+            score_PG, is_paid_PG = similarity_readout(
+                embeddings_ND.view(*correct_PG.shape, -1),
+                correct_PG,
+                valid_PG=valid_PG,
+                reward_type=args.contrastive_reward_type,
+                level=args.contrastive_level,
+            )
+            cost_PG = -score_PG
         reward_PG = contrastive_reward(
-            loss_PG,
+            cost_PG,
             correct_PG,
             weight=args.contrastive_reward_weight,
             offset=args.contrastive_reward_offset,
             floor=args.contrastive_reward_floor,
         )
+        steps_PG = None if self._step_column is None else rewards_per_func[:, self._step_column].view(-1, G)
+        if args.contrastive_calibration:
+            trust = self._calibration.update(reward_PG, is_paid_PG & (steps_PG > 0), is_paid_PG & (steps_PG <= 0))
+            reward_PG = args.contrastive_reward_offset + trust * (reward_PG - args.contrastive_reward_offset)
+            self._log_contrastive("trust", trust)
         if is_anchor_PG.any() and not args.freeze_contrastive_head:
             (loss_PG.sum() / is_anchor_PG.sum()).backward()
             self._step_head(embeddings_BD, embeddings_ND.grad[local])
 
-        self._log_rollouts(loss_PG.detach(), is_anchor_PG, reward_PG, correct_PG, valid_PG, embeddings_ND, pooled_BH)
+        embeddings_PGD = embeddings_ND.detach().view(*correct_PG.shape, -1)
+        self._log_rollouts(
+            loss_PG.detach(), is_anchor_PG, reward_PG, is_paid_PG, correct_PG, valid_PG, embeddings_PGD, pooled_BH
+        )
+        agreement_PG, is_scored_PG = similarity_readout(embeddings_PGD, correct_PG, valid_PG=valid_PG, center=False)
+        self._add_to_completions_table(agreement_PG.where(is_scored_PG, torch.nan).flatten()[local].tolist())
+        if steps_PG is not None:
+            self._log_sound_and_lucky(steps_PG, reward_PG, agreement_PG, is_scored_PG, correct_PG, valid_PG, pooled_BH)
         if self._in_warmup() and args.contrastive_warmup_policy == "verifiable_reward":
             reward_PG = torch.zeros_like(reward_PG)
         return reward_PG.masked_fill(~valid_PG, torch.nan).flatten()
@@ -349,11 +279,13 @@ class CLIPOMixin(CheckpointMixin, EvalMetricsMixin):
     @torch.enable_grad()
     def _embed(self, pooled_BH: torch.Tensor, valid_B: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, D) of this process; invalid rows of `pooled_BH` are zero."""
-        mean_H = None
+        mean = None
         if self.contrastive_head.debias == "mean_subtract":
             sum_H = self.accelerator.reduce(pooled_BH.sum(0), "sum")
-            mean_H = sum_H / self.accelerator.reduce(valid_B.sum().float(), "sum").clamp(min=1)
-        return self.contrastive_head(pooled_BH, mean_H)
+            mean = sum_H / self.accelerator.reduce(valid_B.sum().float(), "sum").clamp(min=1)
+        elif self.contrastive_head.debias == "group_center":
+            mean = group_means(pooled_BH, valid_B, self.num_generations, self.accelerator)
+        return self.contrastive_head(pooled_BH, mean)
 
     def _step_head(self, embeddings_BD: torch.Tensor, gradient_BD: torch.Tensor) -> None:
         """One AdamW step of the head on the loss over all processes, given its gradient at this process' embeddings."""
@@ -366,25 +298,6 @@ class CLIPOMixin(CheckpointMixin, EvalMetricsMixin):
         if norm.isfinite():  # a state may be finite and its projection not
             self._head_optimizer.step()
         self._head_optimizer.zero_grad()
-
-    def _log_rollouts(self, loss_PG, is_anchor_PG, reward_PG, correct_PG, valid_PG, embeddings_ND, pooled_BH) -> None:
-        floor, G = self.args.contrastive_reward_floor, self.num_generations
-        metrics = rollout_metrics(loss_PG, is_anchor_PG, reward_PG, correct_PG, valid_PG, floor)
-
-        # Pairs of hidden states are counted where both are on one process: the states do not travel.
-        first = self.accelerator.process_index * len(pooled_BH)
-        states, present = in_groups(pooled_BH, G, first)
-        groups = slice(first // G, first // G + len(states))
-        of_states = pair_cosines(states, correct_PG[groups], valid_PG[groups] & present)
-        of_embeddings = pair_cosines(embeddings_ND.view(*correct_PG.shape, -1), correct_PG, valid_PG)
-        for what, pairs in (("hidden", self.accelerator.reduce(of_states, "sum")), ("embedding", of_embeddings)):
-            for kind, (total, number) in zip(("correct_correct", "correct_wrong"), pairs.tolist(), strict=True):
-                metrics[f"{what}_cosine_{kind}"] = total / number if number else float("nan")
-        for name, value in metrics.items():
-            self._log_contrastive(name, value)
-
-    def _log_contrastive(self, name: str, value: float) -> None:
-        self._metrics["train"][f"contrastive/{name}"].append(value)
 
     # ------------------------------------------------------------------ warm-up
 

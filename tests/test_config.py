@@ -17,6 +17,7 @@ def test_defaults(tmp_path):
         "contrastive_temperature": 0.05,
         "contrastive_level": "group",
         "contrastive_anchors": "correct",
+        "contrastive_reward_type": "loss",
         "contrastive_reward_weight": 0.2,
         "contrastive_reward_offset": 0.0,
         "contrastive_reward_floor": -0.5,
@@ -31,6 +32,8 @@ def test_defaults(tmp_path):
         "contrastive_warmup_policy": "frozen",
         "contrastive_success_rewards": None,
         "contrastive_success_threshold": 0.0,
+        "contrastive_step_reward": None,
+        "contrastive_calibration": False,
         "contrastive_pooling": "mean",
         "contrastive_layer": -1,
     }
@@ -66,6 +69,7 @@ def test_every_field_is_documented():
         ("contrastive_warmup_steps", -1),
         ("contrastive_success_threshold", float("nan")),
         ("contrastive_loss_type", "triplet"),
+        ("contrastive_reward_type", "loss_type"),
         ("contrastive_similarity", "dot"),
         ("contrastive_level", "prompt"),
         ("contrastive_anchors", "none"),
@@ -89,6 +93,17 @@ def test_group_level_needs_three_generations(tmp_path):
 def test_a_frozen_head_has_no_warm_up(tmp_path):
     with pytest.raises(ValueError, match="freeze_contrastive_head"):
         tiny_config(tmp_path, freeze_contrastive_head=True, contrastive_warmup_steps=2)
+
+
+def test_readouts_are_means_of_cosines(tmp_path):
+    with pytest.raises(ValueError, match="`contrastive_similarity` is 'l2'"):
+        tiny_config(tmp_path, contrastive_reward_type="agreement", contrastive_similarity="l2")
+    tiny_config(tmp_path, contrastive_reward_type="agreement", contrastive_debias="group_center")
+
+
+def test_calibration_needs_a_step_checker(tmp_path):
+    with pytest.raises(ValueError, match="`contrastive_step_reward` is None"):
+        tiny_config(tmp_path, contrastive_calibration=True)
 
 
 def test_settable_from_the_command_line(tmp_path):

@@ -20,9 +20,9 @@ import torch
 HERE = Path(__file__).parent
 RESUMED = ["whole", "whole@whole/checkpoint-3", "whole@whole/checkpoint-6"]
 CASES = {
-    "ddp": ["decode", "forward", "fused", "mean", "one_group", "no_group", "warmup"],
+    "ddp": ["decode", "forward", "fused", "mean", "readout", "one_group", "no_group", "warmup"],
     "zero2": ["decode", "forward", "fused", "warmup"],
-    "zero3": ["decode", "forward", "fused", "mean", "one_group", "no_group", "warmup"]
+    "zero3": ["decode", "forward", "fused", "mean", "readout", "one_group", "no_group", "warmup"]
     + ["tied_gather_off", "untied_gather_off", "lora", "lora_gather_off"],
     "fsdp2": ["decode", "forward", "fused", "mean", "one_group", "no_group", "warmup"],
 }

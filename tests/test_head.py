@@ -42,6 +42,10 @@ def test_debias():
     torch.testing.assert_close(mean_subtract(POOLED), head(POOLED - POOLED.mean(0)))
     torch.testing.assert_close(mean_subtract(POOLED, mean_H=torch.ones(12)), head(POOLED - 1.0))
     assert not torch.allclose(head(POOLED), mean_subtract(POOLED))
+    group_center = ContrastiveHead(12, 7, debias="group_center")
+    torch.testing.assert_close(group_center(POOLED), head(POOLED - POOLED.mean(0)))  # these rows are the group
+    each = torch.arange(60.0).view(5, 12)
+    torch.testing.assert_close(group_center(POOLED, mean_H=each), head(POOLED - each))
 
 
 def test_initial_weights_follow_the_seed_and_not_the_global_generator():

@@ -1,8 +1,9 @@
 """What is logged, against loops over pairs."""
 
 import torch
+from sklearn.metrics import roc_auc_score
 
-from clipo_trl.metrics import in_groups, pair_cosines, rollout_metrics
+from clipo_trl.metrics import pair_cosines, rollout_metrics, sound_against_lucky
 
 
 def test_pair_cosines_against_a_loop():
@@ -21,22 +22,13 @@ def test_pair_cosines_against_a_loop():
     torch.testing.assert_close(pair_cosines(vectors, correct, valid), expected)
 
 
-def test_rows_of_one_process_in_groups():
-    rows = torch.arange(1.0, 6.0).unsqueeze(1)  # five rows, the first at place 6 of groups of 4
-    groups, present = in_groups(rows, 4, 6)
-    assert groups.squeeze(-1).tolist() == [[0, 0, 1, 2], [3, 4, 5, 0]]
-    assert present.tolist() == [[False, False, True, True], [True, True, True, False]]
-    whole, present = in_groups(torch.arange(8.0).unsqueeze(1), 4, 8)
-    assert whole.shape == (2, 4, 1) and present.all()
-
-
 def test_shares_and_statistics():
     correct = torch.tensor([[True, True, False], [True, True, True]])
     anchor = torch.tensor([[True, True, False], [False, False, False]])
     loss = torch.tensor([[1.0, 3.0, 0.0], [0.0, 0.0, 0.0]])
     reward = torch.tensor([[-0.2, -0.5, 0.0], [0.0, 0.0, 0.0]])
     valid = torch.tensor([[True, True, True], [True, True, False]])
-    metrics = rollout_metrics(loss, anchor, reward, correct, valid, floor=-0.5)
+    metrics = rollout_metrics(loss, anchor, reward, anchor & correct, correct, valid, floor=-0.5)
     expected = {
         "head_loss": 2.0, "correct_rollouts": 5 / 6, "anchors": 2 / 6, "trivial_groups": 0.5, "left_out_rollouts": 1 / 6,
         "floor_rewards": 0.5, "loss/mean": 2.0, "loss/min": 1.0, "loss/max": 3.0,
@@ -45,3 +37,20 @@ def test_shares_and_statistics():
     assert metrics.keys() == expected.keys()
     for name, value in expected.items():
         assert abs(metrics[name] - value) < 1e-6, name
+
+
+def test_sound_against_lucky_is_the_auroc_of_each_group():
+    rng = torch.Generator().manual_seed(0)
+    score = torch.randint(0, 4, (6, 8), generator=rng).float()  # with ties
+    sound = torch.rand(6, 8, generator=rng) < 0.5
+    lucky = ~sound & (torch.rand(6, 8, generator=rng) < 0.7)
+    sound[0], lucky[1] = False, False  # groups without a pair
+    ranked = difference = number = 0.0
+    for p in range(6):
+        n_pairs = int(sound[p].sum() * lucky[p].sum())
+        if n_pairs:
+            compared = sound[p] | lucky[p]
+            ranked += n_pairs * roc_auc_score(sound[p][compared], score[p][compared])
+            difference += n_pairs * (score[p][sound[p]].mean() - score[p][lucky[p]].mean()).item()
+            number += n_pairs
+    torch.testing.assert_close(sound_against_lucky(score, sound, lucky), torch.tensor([ranked, difference, number]))

@@ -9,8 +9,10 @@ from transformers import Trainer
 from trl import GRPOTrainer
 from trl.models.utils import _ForwardRedirection
 
+from clipo_trl.capture import CaptureMixin
 from clipo_trl.checkpoint import CheckpointMixin
 from clipo_trl.eval_metrics import EvalMetricsMixin
+from clipo_trl.train_metrics import TrainMetricsMixin
 from clipo_trl.trainer import CLIPOMixin
 
 
@@ -20,6 +22,7 @@ SIGNATURES = {
     (GRPOTrainer, "_calculate_rewards"): ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     (GRPOTrainer, "training_step"): ["self", "model", "inputs", "num_items_in_batch"],
     (GRPOTrainer, "_prepare_inputs"): ["self", "generation_batch"],
+    (GRPOTrainer, "_log_completion_extra"): ["self", "column", "values"],
     (GRPOTrainer, "log"): ["self", "logs", "start_time"],
     (Trainer, "evaluate"): ["self", "eval_dataset", "ignore_keys", "metric_key_prefix"],
     (Trainer, "save_model"): ["self", "output_dir", "_internal_call"],
@@ -38,7 +41,7 @@ SIGNATURES = {
 def moved(owner, name, what):
     return (
         f"{owner.__module__}.{owner.__name__}.{name} {what}. clipo_trl relies on it: read its new form, mend "
-        "clipo_trl/trainer.py, then this test."
+        "the module of clipo_trl that uses it, then this test."
     )
 
 
@@ -93,6 +96,7 @@ LINES = [
         "the column is filled here",
     ),
     ("_calculate_rewards", "rewards_per_func = gather(rewards_per_func)", "rewards of all processes are returned"),
+    ("log", '**self._logs["extra"],', "the completions table has a column of agreement"),
     ("log", 'metrics = {f"eval_{key}": val for key, val in metrics.items()}', "sets are told apart after `eval_`"),
     ("training_step", "self._step += 1", "a frozen warm-up step counts like any other"),
     (
@@ -133,7 +137,7 @@ def test_a_checkpoint_ends_with_the_trainer_state():
 
 
 def test_nothing_that_the_mixin_overrides_has_vanished():
-    mixins = (CLIPOMixin, CheckpointMixin, EvalMetricsMixin)
+    mixins = (CLIPOMixin, CaptureMixin, CheckpointMixin, TrainMetricsMixin, EvalMetricsMixin)
     own = {name for mixin in mixins for name in vars(mixin) if not name.startswith("__")}
     overridden = {name for name in own if hasattr(GRPOTrainer, name)}
     assert overridden == {

@@ -1,0 +1,72 @@
+"""Callbacks for looking at what CLIPO sees."""
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from transformers import TrainerCallback
+
+from .train_metrics import AGREEMENT
+from .trainer import CLIPOMixin
+
+
+SUSPICIOUS = "suspicious"  # column of the completions table
+
+
+class SuspiciousRolloutsCallback(TrainerCallback):
+    """
+    Lists, at each log, the correct rollouts that are farthest from their group: lowest mean cosine of the embedding to those
+    of the group's other correct rollouts. They are the ones to read first when looking for answers that are right by luck.
+
+    They are printed, lowest first, and marked in a column `suspicious` of the completions table that `log_completions` writes
+    to `output_dir/completions/` and to the trackers; its column `agreement` has the cosine of every correct rollout that has
+    another one in its group.
+
+    Where most correct rollouts of a group are right by luck, it is the sound ones that are far: read what you see.
+
+    Args:
+        trainer ([`CLIPOTrainer`]): trainer to look into. Add the callback with `trainer.add_callback`.
+        num_rollouts (`int`, *optional*, defaults to `5`): how many of the last generation batch to list.
+
+    Raises:
+        `ValueError`: `log_completions` is not set, or `num_rollouts` is not positive.
+
+    Example:
+
+    ```python
+    trainer = CLIPOTrainer(..., args=CLIPOConfig(..., log_completions=True))
+    trainer.add_callback(SuspiciousRolloutsCallback(trainer))
+    ```
+    """
+
+    def __init__(self, trainer: CLIPOMixin, num_rollouts: int = 5):
+        if not trainer.log_completions:
+            raise ValueError(
+                "`log_completions` is False, so there is no completions table to list suspicious rollouts in. Set "
+                "`log_completions=True` in the trainer's `args`."
+            )
+        if not num_rollouts > 0:
+            raise ValueError(f"`num_rollouts` is {num_rollouts}, but must be greater than 0.")
+        self.trainer = trainer
+        self.num_rollouts = num_rollouts
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        rollouts = self.trainer._logs
+        agreement = list(rollouts["extra"][AGREEMENT])
+        scored = [row for row, value in enumerate(agreement) if value is not None]
+        farthest = sorted(scored, key=agreement.__getitem__)[: self.num_rollouts]
+        # TRL builds its table after the callbacks have seen the log.
+        rollouts["extra"][SUSPICIOUS] = [row in farthest for row in range(len(agreement))]
+        if farthest and "reward" in logs and state.is_world_process_zero:
+            table = Table(
+                title=f"Correct rollouts farthest from their group, step {state.global_step}", show_lines=True
+            )
+            for title in ("Prompt", "Completion", "Agreement"):
+                table.add_column(title, justify="right" if title == "Agreement" else "left")
+            for row in farthest:
+                texts = (_text(rollouts[column][row]) for column in ("prompt", "completion"))
+                table.add_row(*map(escape, texts), f"{agreement[row]:.3f}")
+            Console().print(table)
+
+
+def _text(messages: str | list[dict]) -> str:
+    return messages if isinstance(messages, str) else str(messages[-1].get("content") or "")

@@ -1,0 +1,114 @@
+"""Where the pooled hidden states of the rollouts come from during training: one of three ways, chosen once for a run."""
+
+from contextlib import nullcontext
+
+import torch
+
+from .hidden_states import DecodePooler, ForwardPooler, RolloutTokens, left_padded_reads, right_padded
+
+
+class CaptureMixin:
+    """
+    Reads hidden states for `CLIPOMixin`, which makes `_reader` (a [`HiddenStateReader`]), `_way` and `_forward_redirection`.
+    After generation `_tokens` holds the rollouts of this process; by the time rewards are calculated `_pooled_BH` holds
+    their pooled states, unless `_forward_pooled` is still to read them.
+    """
+
+    def _choose_way(self) -> str:
+        """
+        Where the states are read; fixed for the run, so that all processes make the same forward passes.
+
+        `"fused"`: in TRL's own pass for old log-probabilities. `"decode"`: while `generate` decodes. `"forward"`: in a pass
+        of our own over the decoder.
+        """
+        args = self.args
+        trl_scores_rollouts = args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations) != 0
+        trl_scores_rollouts |= self.use_vllm and self.vllm_importance_sampling_correction
+        # `mask_truncated_completions` hides truncated completions from TRL's pass, and so from themselves; its padding on
+        # the left moves learned positions.
+        if trl_scores_rollouts and not (self.mask_truncated_completions or self._reader.shifts_with_left_padding):
+            return "fused"
+        plain_generate = not (
+            self.use_vllm or self.use_transformers_continuous_batching or self.rollout_func or self.tools
+        )
+        return "decode" if plain_generate else "forward"
+
+    def _generate(self, prompts):
+        pooler = None
+        if self.model.training and self._way == "decode":
+            pooler = DecodePooler(self.eos_token_ids, self.args.contrastive_pooling)
+        with self._reader.watch(pooler) if pooler is not None else nullcontext():
+            output = super()._generate(prompts)
+        self._forget_order_of_layers()
+        if not self.model.training:
+            return output
+        prompt_ids, completion_ids, tool_mask, _, _, _, images = output[:7]
+        if any(images or []):  # inside messages, from a tool or from an environment: no column told of them
+            raise ValueError(
+                "A rollout has an image in its messages, but CLIPO reads the hidden states of text rollouts only. Take the "
+                "images out of the prompts, tools and environments, or train with `GRPOTrainer`."
+            )
+        self._tokens = RolloutTokens(prompt_ids, completion_ids, tool_mask)
+        if pooler is not None:
+            self._pooled_BH = self._agreed(pooler.result(self._tokens))
+        return output
+
+    def _forget_order_of_layers(self) -> None:
+        """
+        ZeRO-3 fetches parameters ahead in the order of the last passes. Decoding layer by layer leaves an order that does
+        not fit the training pass: with an LM head of its own the backward pass would fail ("size of tensor a (0)").
+        """
+        plugin = self.accelerator.state.deepspeed_plugin
+        if plugin is None or plugin.zero_stage != 3 or self.args.ds3_gather_for_generation or self.deepspeed is None:
+            return
+        coordinator = self.model_wrapped.optimizer.parameter_offload.get_param_coordinator()
+        if not coordinator.is_invalid_trace():
+            coordinator._invalidate_trace()
+
+    def _agreed(self, pooled_BH: torch.Tensor | None) -> torch.Tensor | None:
+        """`None` on every process if it is `None` on one: all of them then make the forward pass."""
+        missing = torch.tensor([pooled_BH is None], dtype=torch.float32, device=self.accelerator.device)
+        return None if self.accelerator.gather(missing).any() else pooled_BH
+
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
+        scored = (model, input_ids, attention_mask, logits_to_keep, *args)
+        # The first pass after generation is that of the policy; the one of a reference adapter may follow.
+        if self._tokens is None or self._way != "fused" or self._pooled_BH is not None:
+            return super()._get_per_token_logps_and_entropies(*scored, **kwargs)
+        n_prompt = input_ids.size(1) - logits_to_keep
+        reads_BL = left_padded_reads(self._tokens, self.args.contrastive_pooling, n_prompt, logits_to_keep)
+        pooler = ForwardPooler(reads_BL.to(input_ids.device))
+        with self._reader.watch(pooler):
+            output = super()._get_per_token_logps_and_entropies(*scored, **kwargs)
+        self._pooled_BH = pooler.result()
+        return output
+
+    @torch.no_grad()
+    def _forward_pooled(self) -> torch.Tensor:
+        """Pooled states (B, H) by a pass over the decoder alone, in micro-batches of sequences of similar length."""
+        tokens, pooling = self._tokens, self.args.contrastive_pooling
+        by_length = sorted(range(len(tokens)), key=tokens.length, reverse=True)
+        pooled_BH = torch.empty(len(tokens), self._reader.hidden_size, device=self.accelerator.device)
+        policy = self.accelerator.unwrap_model(self.model_wrapped)
+        was_training = policy.training
+        policy.eval()  # states without dropout, and without a draw from the global random state
+        n_rows = self.args.per_device_train_batch_size  # the same number of passes on every process, as ZeRO-3 needs
+        for start in range(0, len(tokens), n_rows):
+            rows = by_length[start : start + n_rows]
+            input_ids, attention_mask, reads = right_padded(
+                tokens, rows, pooling, self._tokenizer.pad_token_id, self.accelerator.device
+            )
+            pooler = ForwardPooler(reads)
+            with self._reader.watch(pooler), self.accelerator.autocast():
+                self._forward_redirection(
+                    self.model_wrapped,
+                    policy,
+                    self._reader.decoder,
+                    input_ids=input_ids,
+                    attention_mask=attention_mask,
+                    use_cache=False,
+                )
+            pooled_BH[rows] = pooler.result().to(pooled_BH.device)
+            self._log_contrastive("extra_forward_passes", 1.0)
+        policy.train(was_training)
+        return pooled_BH

@@ -1,0 +1,75 @@
+"""What a group's embeddings say of its correct rollouts, besides the loss: how well each agrees with the others.
+
+Beyond the paper. CLIPO pays minus the loss, whose denominator (the other positives, the wrong rollouts) varies more inside a
+group than its numerator does, so the reward can be blind to what the embeddings show. A readout pays the numerator itself.
+"""
+
+import torch
+
+from .config import REWARD_TYPES, check_choice
+
+
+def similarity_readout(
+    embeddings_PGD: torch.Tensor,
+    correct_PG: torch.Tensor,
+    *,
+    valid_PG: torch.Tensor | None = None,
+    reward_type: str = "agreement",
+    level: str = "group",
+    center: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""
+    Score of every correct rollout, to be paid as `contrastive_reward(-score_PG, correct_PG, ...)`.
+
+    | `reward_type` | score of correct rollout i, before centring |
+    |---|---|
+    | `"agreement"` | mean cosine to its positives P(i), the other correct rollouts |
+    | `"similarity_gap"` | the same, less the mean cosine to its negatives, the rollouts of A(i) that are not in P(i) |
+
+    P(i) and A(i) are those of [`contrastive_loss`]. Centring takes off the mean score of the group's scored rollouts: the
+    reward is then about one correct rollout against another, not about right against wrong, and adds up to zero in each group
+    (where no bound cuts it). Agreement needs no wrong rollout, so a group in which all are right has one too.
+
+    The cosines of one rollout to a set add up to its product with the set's sum: time and memory grow with N * D.
+
+    Args:
+        embeddings_PGD (`torch.Tensor` of shape `(P, G, D)`): unit embeddings.
+        correct_PG (`torch.Tensor` of shape `(P, G)`, bool): True where the rollout succeeded.
+        valid_PG (`torch.Tensor` of shape `(P, G)`, bool, *optional*):
+            False where a rollout counts for nothing; its embedding may be anything. Default: all True.
+        reward_type (`str`, *optional*, defaults to `"agreement"`): see the table.
+        level (`str`, *optional*, defaults to `"group"`): `"group"`, `"cross"` or `"batch"`, see [`contrastive_loss`].
+        center (`bool`, *optional*, defaults to `True`): whether to centre in the group.
+
+    Returns:
+        `tuple` of `score_PG` (`(P, G)`, detached, in [-2, 2] for agreement and [-4, 4] for the gap, 0 where there is none)
+        and `is_scored_PG` (`(P, G)`, bool: correct, valid, with a positive and, for the gap, a negative).
+    """
+    check_choice("reward_type", reward_type, REWARD_TYPES[1:])
+    valid_PG = torch.ones_like(correct_PG, dtype=torch.bool) if valid_PG is None else valid_PG.bool()
+    unit_PGD = embeddings_PGD.detach().masked_fill(~valid_PG.unsqueeze(-1), 0.0)
+    right_PG = valid_PG & correct_PG.bool()
+
+    def sums(members_PG: torch.Tensor, of_batch: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sum (P, 1, D) and number (P, 1) of some rollouts of the group, or of the batch (then P = 1)."""
+        axes = (0, 1) if of_batch else 1
+        sum_P1D = (unit_PGD * members_PG.unsqueeze(-1)).sum(axes, keepdim=True)
+        return sum_P1D, members_PG.sum(axes, keepdim=True)
+
+    positives, n_positives = sums(right_PG, level == "batch")
+    others, n_others = sums(valid_PG, level != "group")
+    n_negatives = n_others - n_positives
+    itself_PG = unit_PGD.pow(2).sum(-1)
+    to_positives_PG = ((unit_PGD * positives).sum(-1) - itself_PG) / (n_positives - 1).clamp(min=1)
+    to_negatives_PG = (unit_PGD * (others - positives)).sum(-1) / n_negatives.clamp(min=1)
+
+    is_scored_PG = right_PG & (n_positives > 1)
+    score_PG = to_positives_PG
+    if reward_type == "similarity_gap":
+        is_scored_PG = is_scored_PG & (n_negatives > 0)
+        score_PG = to_positives_PG - to_negatives_PG
+    score_PG = score_PG.masked_fill(~is_scored_PG, 0.0)
+    if center:
+        mean_P1 = score_PG.sum(1, keepdim=True) / is_scored_PG.sum(1, keepdim=True).clamp(min=1)
+        score_PG = (score_PG - mean_P1).masked_fill(~is_scored_PG, 0.0)
+    return score_PG, is_scored_PG

@@ -1,0 +1,185 @@
+"""Readouts, group-centred states and the metrics of a step checker, in training: against a calculation beside the trainer."""
+
+import copy
+
+import pytest
+import torch
+from tiny_models import letters_reward, tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
+
+from clipo_trl import CLIPOTrainer, contrastive_reward
+from clipo_trl.calibration import MEMORY, PRIOR_PAIRS, Calibration
+from clipo_trl.metrics import sound_against_lucky
+
+
+def short_reward(completions, **kwargs) -> list[float | None]:
+    """A step checker: sound if short; nothing to say of some."""
+    lengths = [len(completion[0]["content"]) for completion in completions]
+    return [None if length == 3 else float(length < 8) for length in lengths]
+
+
+class Recording(CLIPOTrainer):
+    """Keeps the rewards, the pooled states, the column, and the embeddings that the head of before the step gives."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.seen = []
+
+    def _contrastive_column(self, rewards_per_func, pooled_BH):
+        head, states = copy.deepcopy(self.contrastive_head), pooled_BH.clone()
+        given = rewards_per_func[:, :2].clone()
+        column = super()._contrastive_column(rewards_per_func, pooled_BH)
+        groups = states.view(-1, self.num_generations, states.size(1))
+        mean = groups.mean(1, keepdim=True).expand_as(groups) if head.debias == "group_center" else None
+        with torch.no_grad():
+            embeddings = head(groups, mean)
+        self.seen.append({"rewards": given, "states": groups, "embeddings": embeddings, "column": column})
+        return column
+
+
+def make_trainer(tmp_path, **settings):
+    defaults = {"reward_weights": [1.0, 0.0], "max_steps": 4, "num_generations": 8, "per_device_train_batch_size": 32}
+    return Recording(
+        tiny_model(),
+        [letters_reward, short_reward],
+        tiny_config(tmp_path, **(defaults | settings)),
+        train_dataset=tiny_dataset(),
+        processing_class=tiny_tokenizer(),
+    )
+
+
+def train(tmp_path, **settings):
+    trainer = make_trainer(tmp_path, **settings)
+    trainer.train()
+    return trainer
+
+
+def agreement_by_hand(vectors, correct):
+    """Mean cosine to the other correct rollouts of the group; NaN where there is none."""
+    score = torch.full(correct.shape, torch.nan)
+    for p, i in correct.nonzero().tolist():
+        others = [j for j in correct[p].nonzero().flatten().tolist() if j != i]
+        if others:
+            score[p, i] = torch.cosine_similarity(vectors[p, i], vectors[p, others], dim=-1).mean()
+    return score
+
+
+@pytest.mark.parametrize("debias", [None, "group_center"])
+def test_agreement_is_what_is_paid(tmp_path, debias):
+    trainer = train(
+        tmp_path, contrastive_reward_type="agreement", contrastive_debias=debias, contrastive_reward_weight=1.0
+    )
+    for seen in trainer.seen:
+        correct = seen["rewards"][:, 0].view(-1, 8) > 0
+        score = agreement_by_hand(seen["embeddings"], correct)
+        score = (score - score.nanmean(1, keepdim=True)).nan_to_num()
+        expected = contrastive_reward(-score, correct, weight=1.0)
+        torch.testing.assert_close(seen["column"], expected.flatten(), atol=1e-5, rtol=1e-5)
+    assert torch.cat([seen["column"] for seen in trainer.seen]).unique().numel() > 10
+
+
+def test_readouts_and_debias_change_the_reward_and_the_head_learns_in_each(tmp_path):
+    columns, heads = [], []
+    for reward_type in ("loss", "agreement", "similarity_gap"):
+        for debias in (None, "group_center"):
+            trainer = train(tmp_path, contrastive_reward_type=reward_type, contrastive_debias=debias)
+            columns.append(trainer.seen[0]["column"])
+            heads.append(trainer.contrastive_head.layers[0].weight)
+    assert all(not torch.allclose(a, b) for i, a in enumerate(columns) for b in columns[:i])
+    fresh = train(tmp_path, freeze_contrastive_head=True).contrastive_head.layers[0].weight
+    assert all(not torch.equal(head, fresh) for head in heads)
+
+
+def test_weight_zero_pays_nothing_whatever_the_readout(tmp_path):
+    """So that the policy's training is plain GRPO, which other tests hold bit for bit."""
+    settings = {"contrastive_reward_weight": 0.0, "contrastive_debias": "group_center"}
+    weights = []
+    for reward_type in ("loss", "agreement"):
+        trainer = train(tmp_path, contrastive_reward_type=reward_type, **settings)
+        assert all(torch.equal(seen["column"], torch.zeros(32)) for seen in trainer.seen)
+        weights.append(torch.cat([parameter.flatten() for parameter in trainer.model.parameters()]))
+    assert torch.equal(*weights)
+
+
+def test_metrics_of_a_step_checker(tmp_path):
+    trainer = train(tmp_path, contrastive_step_reward="short_reward", contrastive_reward_type="agreement")
+    logged = [row for row in trainer.state.log_history if "reward" in row]
+    assert len(logged) == len(trainer.seen)
+    n_compared = 0
+    for row, seen in zip(logged, trainer.seen, strict=True):
+        answers, steps = (column.view(-1, 8) for column in seen["rewards"].T)
+        correct = answers > 0
+        scores = {
+            "hidden": agreement_by_hand(seen["states"], correct),
+            "embedding": agreement_by_hand(seen["embeddings"], correct),
+            "reward": seen["column"].view(-1, 8),
+        }
+        has_score = scores["embedding"].isfinite() & steps.isfinite()
+        for name, score in scores.items():
+            ranked = difference = n_pairs = 0
+            for p in range(len(score)):
+                sound = steps[p][has_score[p]] > 0
+                pairs = int(sound.sum() * (~sound).sum())
+                if pairs:
+                    values = score[p][has_score[p]].double()
+                    margins = values[sound].unsqueeze(1) - values[~sound]
+                    ranked += ((margins > 1e-6).sum() + 0.5 * (margins.abs() <= 1e-6).sum()).item()
+                    difference += pairs * (values[sound].mean() - values[~sound].mean()).item()
+                    n_pairs += pairs
+            n_compared += n_pairs
+            if n_pairs:
+                assert row[f"contrastive/sound_auroc_{name}"] == pytest.approx(ranked / n_pairs, abs=1e-4)
+                assert row[f"contrastive/sound_gap_{name}"] == pytest.approx(difference / n_pairs, abs=1e-4)
+        judged = correct & steps.isfinite()
+        assert row["contrastive/lucky_share"] == pytest.approx((steps[judged] <= 0).float().mean().item())
+    assert n_compared > 30
+
+
+def test_without_a_step_checker_there_are_no_such_metrics(tmp_path):
+    trainer = train(tmp_path, max_steps=1)
+    assert not any("sound_" in key or "lucky" in key for row in trainer.state.log_history for key in row)
+
+
+def test_an_unknown_step_checker_is_named(tmp_path):
+    with pytest.raises(ValueError, match="`contrastive_step_reward` is 'steps'.*letters_reward"):
+        train(tmp_path, contrastive_step_reward="steps")
+
+
+def test_calibration_pays_as_far_as_the_checked_rollouts_bear_it_out(tmp_path):
+    """The reward is the plain one times a factor that the step checker's rollouts give, batch after batch."""
+    settings = {"contrastive_reward_type": "agreement", "contrastive_step_reward": "short_reward"}
+    trainer = train(tmp_path, contrastive_calibration=True, contrastive_reward_weight=1.0, **settings)
+    logged = [row for row in trainer.state.log_history if "reward" in row]
+    ranked, pairs = PRIOR_PAIRS / 2, PRIOR_PAIRS
+    for row, seen in zip(logged, trainer.seen, strict=True):
+        answers, steps = (column.view(-1, 8) for column in seen["rewards"].T)
+        score = agreement_by_hand(seen["embeddings"], answers > 0)
+        plain = contrastive_reward(
+            -(score - score.nanmean(1, keepdim=True)).nan_to_num(), answers > 0, weight=1.0, floor=-0.5
+        )
+        checked = score.isfinite() & steps.isfinite()
+        now = sound_against_lucky(plain, checked & (steps > 0), checked & (steps <= 0)).tolist()
+        ranked, pairs = MEMORY * ranked + now[0], MEMORY * pairs + now[2]
+        assert row["contrastive/trust"] == pytest.approx(2 * ranked / pairs - 1, abs=1e-4)
+        torch.testing.assert_close(seen["column"], row["contrastive/trust"] * plain.flatten(), atol=1e-5, rtol=1e-4)
+    assert pairs > 2 * PRIOR_PAIRS
+
+
+def test_calibration_turns_a_reward_that_favours_lucky_rollouts():
+    reward = torch.tensor([[0.3, 0.1, -0.2, -0.2]])
+    first, last = torch.tensor([[1, 1, 0, 0]]).bool(), torch.tensor([[0, 0, 1, 1]]).bool()
+    for sound, lucky, sign in ((first, last, 1), (last, first, -1)):
+        calibration = Calibration()
+        factors = [calibration.update(reward, sound, lucky) for _ in range(200)]
+        assert all(abs(a) < abs(b) for a, b in zip(factors[:20], factors[1:21], strict=True))
+        assert sign * factors[-1] == pytest.approx(1.0, abs=1e-6)
+    nothing = torch.zeros(1, 4, dtype=torch.bool)
+    assert Calibration().update(reward, nothing, nothing) == 0  # without a pair nothing is known, and nothing paid
+
+
+def test_calibration_is_in_the_checkpoint(tmp_path):
+    settings = {"contrastive_step_reward": "short_reward", "contrastive_calibration": True, "max_steps": 4}
+    whole = train(tmp_path / "whole", save_strategy="steps", save_steps=2, **settings)
+    resumed = make_trainer(tmp_path / "resumed", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert resumed._calibration == whole._calibration != Calibration()
+    assert torch.equal(resumed.seen[-1]["column"], whole.seen[-1]["column"])

@@ -1,0 +1,107 @@
+"""The readouts beside the loss: against loops in float64, and the properties that make them safe to pay."""
+
+import pytest
+import torch
+
+from clipo_trl import contrastive_loss, contrastive_reward, similarity_readout
+
+
+P, G, D = 4, 6, 5
+EMBEDDINGS = torch.nn.functional.normalize(
+    torch.randn(P, G, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64), dim=-1
+)
+CORRECT = torch.tensor([[1, 1, 0, 1, 0, 1], [1, 1, 1, 1, 1, 1], [0, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 1]]).bool()
+VALID = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]]).bool()
+TYPES = ["agreement", "similarity_gap"]
+LEVELS = ["group", "cross", "batch"]
+
+
+def by_hand(reward_type, level):
+    """Score and whether there is one, pair by pair."""
+    rollouts = [(p, g) for p in range(P) for g in range(G) if VALID[p, g]]
+    score, scored = torch.zeros(P, G, dtype=torch.float64), torch.zeros(P, G, dtype=torch.bool)
+    for i in rollouts:
+        if not CORRECT[i]:
+            continue
+        others = [j for j in rollouts if j != i and (level != "group" or j[0] == i[0])]
+        positives = [j for j in others if CORRECT[j] and (level == "batch" or j[0] == i[0])]
+        negatives = [j for j in others if j not in positives]
+        if not positives or (reward_type == "similarity_gap" and not negatives):
+            continue
+        score[i] = sum(EMBEDDINGS[i] @ EMBEDDINGS[j] for j in positives) / len(positives)
+        if reward_type == "similarity_gap":
+            score[i] -= sum(EMBEDDINGS[i] @ EMBEDDINGS[j] for j in negatives) / len(negatives)
+        scored[i] = True
+    for p in range(P):
+        if scored[p].any():
+            score[p, scored[p]] -= score[p, scored[p]].mean()
+    return score, scored
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("reward_type", TYPES)
+def test_is_what_a_loop_over_pairs_gives(reward_type, level):
+    embeddings = EMBEDDINGS.masked_fill(~VALID.unsqueeze(-1), torch.nan)  # what does not count may be anything
+    score, scored = similarity_readout(embeddings, CORRECT, valid_PG=VALID, reward_type=reward_type, level=level)
+    expected, expected_scored = by_hand(reward_type, level)
+    assert torch.equal(scored, expected_scored) and scored.any()
+    torch.testing.assert_close(score, expected)
+    assert not score.requires_grad
+
+
+def test_agreement_needs_no_wrong_rollout_and_the_gap_does():
+    assert similarity_readout(EMBEDDINGS, CORRECT)[1][1].all()
+    assert not similarity_readout(EMBEDDINGS, CORRECT, reward_type="similarity_gap")[1][1].any()
+    assert not similarity_readout(EMBEDDINGS, CORRECT)[1][2].any()  # one correct rollout has nobody to agree with
+
+
+@pytest.mark.parametrize("reward_type", TYPES)
+def test_adds_up_to_zero_in_each_group(reward_type):
+    score, _ = similarity_readout(EMBEDDINGS, CORRECT, reward_type=reward_type, level="batch")
+    torch.testing.assert_close(score.sum(1), torch.zeros(P, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("reward_type", TYPES)
+def test_follows_rollouts_wherever_they_stand(reward_type):
+    order = torch.randperm(G, generator=torch.Generator().manual_seed(1))
+    score, _ = similarity_readout(EMBEDDINGS, CORRECT, reward_type=reward_type)
+    moved, _ = similarity_readout(EMBEDDINGS[:, order], CORRECT[:, order], reward_type=reward_type)
+    torch.testing.assert_close(moved, score[:, order])
+
+
+def test_the_odd_one_out_scores_lowest_and_twins_score_alike():
+    embeddings = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.8, 0.6], [-1.0, 0.0], [0.0, 1.0]]])
+    correct = torch.tensor([[True, True, True, True, False]])
+    score, _ = similarity_readout(embeddings, correct)
+    torch.testing.assert_close(score[0, 0], score[0, 1])
+    assert score[0, 3] < score[0, 2] < 0.31 and score[0, 3] == score.min()
+    assert score[0, 4] == 0
+
+
+@pytest.mark.parametrize("reward_type", TYPES)
+@pytest.mark.parametrize("weight", [0.2, 1.0, 1000.0])
+def test_a_correct_rollout_stays_above_a_wrong_one(reward_type, weight):
+    generator = torch.Generator().manual_seed(2)
+    embeddings = torch.nn.functional.normalize(torch.randn(200, 8, 3, generator=generator), dim=-1)
+    correct = torch.rand(200, 8, generator=generator) < 0.5
+    score, _ = similarity_readout(embeddings, correct, reward_type=reward_type)
+    reward = contrastive_reward(-score, correct, weight=weight, floor=-0.49)
+    total = reward + correct.float()  # a verifiable reward of 1
+    assert total[correct].min() > total[~correct].max()
+    assert reward.abs().max() <= 0.49  # bounded on both sides
+    assert torch.equal(reward[~correct], torch.zeros_like(reward[~correct]))
+
+
+def test_agreement_is_the_numerator_of_the_loss_without_its_denominator():
+    """For SupCon, minus the loss is agreement / tau less a log-sum that is not the same for all."""
+    loss, anchors = contrastive_loss(EMBEDDINGS, CORRECT, loss_type="supcon_out", temperature=0.5)
+    score, _ = similarity_readout(EMBEDDINGS, CORRECT, center=False)
+    for p, g in anchors.nonzero().tolist():
+        others = [a for a in range(G) if a != g]
+        log_sum = (EMBEDDINGS[p, others] @ EMBEDDINGS[p, g] / 0.5).logsumexp(0)
+        torch.testing.assert_close(-loss[p, g], score[p, g] / 0.5 - log_sum)
+
+
+def test_unknown_type():
+    with pytest.raises(ValueError, match="`reward_type` is 'loss'"):
+        similarity_readout(EMBEDDINGS, CORRECT, reward_type="loss")
