@@ -28,6 +28,7 @@ MODULUS = 7
 OPERATIONS = {"+": lambda a, b: a + b, "*": lambda a, b: a * b}
 OPERANDS = (1, 2, 3, 4)
 TEST_SHARE = 5  # one problem in so many belongs to the test split
+SPOT_SHARE = 8  # one problem in so many has its steps checked by `spot_checked_steps_reward`
 
 # Test sets, as arguments of `build_dataset`. "other_operands", "p1" and "p2" follow GSM-Symbolic (arXiv 2410.05229): the same
 # problem with other numbers, with one and with two more operations.
@@ -149,6 +150,7 @@ def write_trace(
     commuted: float = 0.0,
     wrong_quotient: float = 0.0,
     wrong_remainder: float = 0.0,
+    lazy: float = 0.0,
 ) -> str:
     """
     Write a trace of `problem`: the right one as it stands, or with the mistakes asked for.
@@ -160,6 +162,8 @@ def write_trace(
         wrong_quotient (`float`, *optional*, defaults to `0.0`): Rate of steps with a wrong quotient (0 to 6).
         wrong_remainder (`float`, *optional*, defaults to `0.0`):
             Rate of steps with a wrong remainder (0 to 6). The steps after it go on from the wrong one, rightly.
+        lazy (`float`, *optional*, defaults to `0.0`):
+            Rate of traces in which nobody works the quotients out: each one is written as 0, rightly or not.
 
     Returns:
         `str`: For example `"3*4=1r5;5+2=1r0;#0"`.
@@ -171,11 +175,12 @@ def write_trace(
     def other_than(digit: int) -> int:
         return rng.choice([other for other in range(MODULUS) if other != digit])
 
-    trace, left = "", None
+    trace, left, is_lazy = "", None, happens(lazy)
     for step in solve(problem):
         step = step if left is None else Step(left, step.operation, step.right)
         first, second = (step.right, step.left) if happens(commuted) else (step.left, step.right)
-        quotient = other_than(step.quotient) if happens(wrong_quotient) else step.quotient
+        quotient = 0 if is_lazy else step.quotient
+        quotient = other_than(quotient) if happens(wrong_quotient) else quotient
         left = other_than(step.remainder) if happens(wrong_remainder) else step.remainder
         trace += f"{first}{step.operation}{second}={quotient}r{left};"
     return f"{trace}#{left}"
@@ -289,6 +294,13 @@ def answer_reward(completions: list, solution: list[str], **kwargs) -> list[floa
 def steps_reward(completions: list, problem: list[str], **kwargs) -> list[float]:
     """Reward 1 for the right answer with every step right, else 0: `answer_reward` without the lucky rollouts."""
     return [float(checked.strictly_correct) for checked in check_completions(problem, completions)]
+
+
+def spot_checked_steps_reward(completions: list, problem: list[str], **kwargs) -> list[float | None]:
+    """`steps_reward` for one problem in `SPOT_SHARE`, always the same ones; None (no reward) for the others."""
+    rewards = steps_reward(completions, problem)
+    checked = [zlib.crc32(f"spot {text}".encode()) % SPOT_SHARE == 0 for text in problem]
+    return [reward if is_checked else None for reward, is_checked in zip(rewards, checked, strict=True)]
 
 
 def check_completions(problems: Iterable[str], completions: Iterable) -> list[Check]:

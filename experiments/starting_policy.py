@@ -54,6 +54,7 @@ class Phase:
         learning_rate (`float`): Peak learning rate; it falls to 0 along a cosine.
         wrong_quotient (`float`): Rate of steps that are written with a wrong quotient.
         wrong_remainder (`float`): Rate of steps that are written with a wrong remainder.
+        lazy (`float`): Rate of traces whose quotients are all written as 0.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Phase:
     learning_rate: float
     wrong_quotient: float = 0.0
     wrong_remainder: float = 0.0
+    lazy: float = 0.0
 
 
 PHASES = (Phase("clean", 200, 3e-3), Phase("noisy", 250, 2e-3, wrong_quotient=0.10, wrong_remainder=0.17))
@@ -124,6 +126,7 @@ def warm_start_examples(
                 commuted=0.3,
                 wrong_quotient=phase.wrong_quotient,
                 wrong_remainder=phase.wrong_remainder,
+                lazy=phase.lazy,
             )
             examples.append(encode_example(tokenizer, problem, trace))
     return examples

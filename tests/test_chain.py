@@ -158,6 +158,23 @@ class TestTraces:
         wrong_steps = [not correct for checked in checks for correct in checked.steps_correct]
         assert sum(wrong_steps) / len(wrong_steps) == pytest.approx(0.2, abs=0.015)
 
+    def test_lazy_traces_have_no_quotient_and_the_right_answer(self):
+        rng = random.Random(0)
+        assert chain.write_trace("3*4+2=", rng, lazy=1.0) == "3*4=0r5;5+2=0r0;#0"
+        n_lazy = 0
+        for _ in range(400):
+            problem = chain.make_problem(rng, 3)
+            trace = chain.write_trace(problem, rng, lazy=0.5)
+            quotients = [quotient for *_, quotient, _ in working_of(problem)]
+            checked = check(problem, trace)
+            assert checked.answer_correct
+            assert checked.steps_correct in {
+                (True,) * 3,
+                tuple(quotient == "0" for quotient in quotients),
+            }  # all or none
+            n_lazy += trace.count("=0r") == 3
+        assert 0.5 < n_lazy / 400 < 0.75  # a few right traces have no other quotient than 0 either
+
     def test_the_right_trace_needs_no_randomness(self):
         assert chain.write_trace("3*4+2=") == "3*4=1r5;5+2=1r0;#0"
 
@@ -229,6 +246,19 @@ class TestRewards:
         columns = {"problem": ["3*4+2="] * 4, "solution": ["0"] * 4, "prompts": [None] * 4, "trainer_state": None}
         assert chain.answer_reward(completions, **columns) == [1.0, 1.0, 0.0, 0.0]
         assert chain.steps_reward(completions, **columns) == [1.0, 0.0, 0.0, 0.0]
+
+    def test_a_spot_check_is_of_whole_problems_and_always_the_same(self):
+        rng = random.Random(0)
+        problems = [chain.make_problem(rng, 4) for _ in range(2000)]
+        texts = [chain.write_trace(problem, rng, wrong_quotient=0.2) for problem in problems]
+        spot, full = (
+            reward(texts, problem=problems) for reward in (chain.spot_checked_steps_reward, chain.steps_reward)
+        )
+        assert all(here in (None, there) for here, there in zip(spot, full, strict=True))
+        checked = {problem for problem, reward in zip(problems, spot, strict=True) if reward is not None}
+        assert len(checked) / len(set(problems)) == pytest.approx(1 / chain.SPOT_SHARE, abs=0.03)
+        again = chain.spot_checked_steps_reward([SOUND] * 2000, problem=problems)
+        assert {problem for problem, reward in zip(problems, again, strict=True) if reward is not None} == checked
 
     def test_the_answer_reward_agrees_with_the_checker(self):
         rng = random.Random(0)

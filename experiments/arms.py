@@ -1,0 +1,265 @@
+"""The arms of the faithfulness experiment: what is trained from which policy with what reward, and what is kept of it.
+
+All arms of a seed start from the same policy, meet the same problems in the same order and differ in the contrastive reward alone.
+GRPO is CLIPO with weight 0: plain GRPO bit for bit, with the metrics of an untold head beside it.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
+
+from clipo_trl import CLIPOConfig, CLIPOTrainer
+from clipo_trl.metrics import sound_against_lucky
+
+from . import chain
+from .starting_policy import Phase, evaluate_policy
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Starting policies: about half of the answers are right, and some of those by luck
+# ---------------------------------------------------------------------------------------------------------------------
+
+CLEAN = Phase("clean", 200, 3e-3)
+POLICIES: dict[str, tuple[Phase, ...]] = {
+    # A slip now and then: lucky rollouts are a minority, and each is wrong in its own way.
+    "rare_slips": (CLEAN, Phase("noisy", 250, 2e-3, wrong_quotient=0.10, wrong_remainder=0.17)),
+    # Slips in most traces: lucky rollouts are the majority, and each is still wrong in its own way.
+    "frequent_slips": (CLEAN, Phase("noisy", 250, 2e-3, wrong_quotient=0.35, wrong_remainder=0.17)),
+    # A habit: most traces write every quotient as 0. Lucky rollouts are the majority, and all wrong in the same way.
+    "habit": (CLEAN, Phase("noisy", 250, 2e-3, lazy=0.75, wrong_quotient=0.02, wrong_remainder=0.17)),
+}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arms
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Arm:
+    """
+    One arm.
+
+    Attributes:
+        title (`str`): Name in tables and pictures.
+        config (`dict[str, Any]`): Fields of [`CLIPOConfig`] that differ from `GRPO`.
+        control (`str`, *optional*):
+            Which of a group's right rollouts gets which of their contrastive rewards: its own (None), one drawn at random
+            (`"permuted"`), or the higher ones to those whose steps are all right (`"sorted"`).
+    """
+
+    title: str
+    config: dict[str, Any] = field(default_factory=dict)
+    control: str | None = None
+
+
+GRPO: dict[str, Any] = {
+    "num_generations": 8,
+    "per_device_train_batch_size": 64,  # 8 problems a step
+    "max_completion_length": 48,
+    "learning_rate": 2e-4,
+    "lr_scheduler_type": "constant",
+    "loss_type": "dapo",
+    "beta": 0.0,
+    "temperature": 1.0,
+    "reward_weights": [1.0, 0.0, 0.0],  # the answer; all steps and spot-checked steps are watched
+    "contrastive_step_reward": chain.steps_reward.__name__,
+    "contrastive_reward_weight": 0.0,
+    "contrastive_embedding_dim": 64,
+}
+WARMUP = {"contrastive_warmup_steps": 10}
+CLIPO = {"contrastive_reward_weight": 0.2, **WARMUP}
+AGREEMENT = {
+    "contrastive_reward_type": "agreement",
+    "contrastive_debias": "group_center",
+    "contrastive_reward_weight": 0.2,
+    **WARMUP,
+}
+SPOT_CHECK = {"reward_weights": [1.0, 0.0, 1.0]}
+CALIBRATED = AGREEMENT | {
+    "contrastive_calibration": True,
+    "contrastive_step_reward": chain.spot_checked_steps_reward.__name__,
+}
+
+ARMS: dict[str, Arm] = {
+    "grpo": Arm("GRPO"),
+    "clipo": Arm("CLIPO", CLIPO),
+    "permuted": Arm("CLIPO, permuted", CLIPO, "permuted"),
+    "sorted": Arm("CLIPO, sorted", CLIPO, "sorted"),
+    "agreement": Arm("agreement", AGREEMENT),
+    "agreement_permuted": Arm("agreement, permuted", AGREEMENT, "permuted"),
+    "agreement_weight_1": Arm("agreement, weight 1", AGREEMENT | {"contrastive_reward_weight": 1.0}),
+    "frozen_head": Arm("CLIPO, frozen head", {"contrastive_reward_weight": 0.2, "freeze_contrastive_head": True}),
+    "supcon_out": Arm("CLIPO, SupCon", CLIPO | {"contrastive_loss_type": "supcon_out"}),
+    "temperature": Arm("CLIPO, temperature 0.5", CLIPO | {"contrastive_temperature": 0.5}),
+    "similarity_gap": Arm(
+        "similarity gap", AGREEMENT | {"contrastive_reward_type": "similarity_gap", "contrastive_debias": None}
+    ),
+    "calibrated": Arm("agreement, calibrated on 1 in 8", CALIBRATED),
+    "spot_check": Arm("GRPO, 1 in 8 spot-checked", SPOT_CHECK),
+    "calibrated_spot_check": Arm("agreement, calibrated, 1 in 8 spot-checked", CALIBRATED | SPOT_CHECK),
+}
+CORE = ("grpo", "clipo", "permuted", "sorted", "agreement", "agreement_permuted")
+
+
+class ControlledTrainer(CLIPOTrainer):
+    """`CLIPOTrainer` that pays the contrastive rewards of a group's right rollouts as an arm's `control` says."""
+
+    reward_control: str | None = None
+    n_batches = 0  # that are scored in the whole run
+    snapshots: dict[str, np.ndarray]  # embeddings of the first and of the last batch
+
+    def _contrastive_column(self, rewards_per_func, pooled_BH):
+        answers_PG, steps_PG = rewards_per_func[:, :2].T.reshape(2, -1, self.num_generations)
+        self._keep_embeddings(answers_PG, steps_PG, pooled_BH)
+        column_N = super()._contrastive_column(rewards_per_func, pooled_BH)
+        right_PG, paid_PG = answers_PG > 0, column_N.view_as(answers_PG).clone()
+        if self.reward_control is None:
+            return column_N
+        for paid_G, right_G, steps_G in zip(paid_PG, right_PG, steps_PG, strict=True):
+            paid_G[right_G] = self._reordered(paid_G[right_G], steps_G[right_G])
+
+        # What was logged of the reward is that of before.
+        scored_PG = right_PG & (right_PG.sum(1, keepdim=True) > 1)
+        sums = sound_against_lucky(paid_PG, scored_PG & (steps_PG > 0), scored_PG & (steps_PG == 0))
+        for name, total in (("auroc", sums[0]), ("gap", sums[1])):
+            self._metrics["train"][f"contrastive/sound_{name}_reward"][-1] = (total / sums[2]).item()
+        return paid_PG.flatten()
+
+    def _reordered(self, rewards: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        """The rewards of one group's right rollouts, permuted, or the highest ones where the steps are right."""
+        order = torch.randperm(len(rewards), generator=self._draw_generator).to(rewards.device)
+        if self.reward_control == "permuted":
+            return rewards[order]
+        order = order[steps[order].argsort(descending=True, stable=True)]  # best first, ties at random
+        return torch.empty_like(rewards).index_copy(0, order, rewards.sort(descending=True).values)
+
+    def _keep_embeddings(self, answers_PG, steps_PG, pooled_BH) -> None:
+        names = {0: "before", self.n_batches - 1: "after"}
+        if self._n_generation_batches in names:
+            name = names[self._n_generation_batches]
+            valid_B = torch.ones(len(pooled_BH), dtype=torch.bool, device=pooled_BH.device)
+            label_N = ((answers_PG > 0).long() + (steps_PG > 0)).flatten()  # 0 wrong, 1 lucky, 2 sound
+            self.snapshots |= {
+                name: self._embed(pooled_BH, valid_B).detach().cpu().numpy(),
+                f"label_{name}": label_N.cpu().numpy(),
+                f"group_{name}": np.arange(len(label_N)) // self.num_generations,
+            }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One run
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def run(
+    policy_folder: Path,
+    arm: str,
+    seed: int,
+    *,
+    steps: int,
+    eval_every: int,
+    train_set: Dataset,
+    eval_sets: dict[str, Dataset],
+    output_dir: Path,
+    num_samples: int = 1,
+    device: str = "cpu",
+    on_step: Callable[[int], Any] | None = None,
+) -> dict[str, Any]:
+    """
+    Train one arm.
+
+    Args:
+        policy_folder (`Path`): Starting policy, see [`warm_start`].
+        arm (`str`): Name in `ARMS`.
+        seed (`int`): Order of the problems, rollouts, draws and weights of the head.
+        steps (`int`): Steps of the policy; those of a frozen warm-up come on top.
+        eval_every (`int`): Steps between two evaluations; there is one at the end in any case.
+        train_set (`Dataset`), eval_sets (`dict[str, Dataset]`): See [`chain.build_dataset`].
+        output_dir (`Path`): Folder of the trainer; gets `embeddings.npz` with what [`ControlledTrainer`] keeps.
+        num_samples (`int`, *optional*, defaults to `1`): Completions a problem in evaluations.
+        device (`str`, *optional*, defaults to `"cpu"`): `"cpu"` or `"cuda"`.
+        on_step (`Callable[[int], Any]`, *optional*): Called after each step with the steps done, warm-up included.
+
+    Returns:
+        `dict`, ready for JSON: `arm`, `seed`, `steps`, `seconds`, `config`; `train`, one entry a step (from 1; those of a
+        frozen warm-up are 0 and below) with the numbers of `rollouts`, of `right` and of `sound` ones and the metrics
+        `contrastive/...`; `eval`, one entry an evaluation, with `step` and the figures of each set.
+    """
+    config = GRPO | ARMS[arm].config
+    n_warmup = config.get("contrastive_warmup_steps", 0)
+    args = CLIPOConfig(
+        output_dir=str(output_dir),
+        max_steps=steps + n_warmup,
+        seed=seed,
+        use_cpu=device == "cpu",
+        bf16=False,
+        gradient_checkpointing=False,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        **config,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(policy_folder)
+    model = AutoModelForCausalLM.from_pretrained(policy_folder, dtype=torch.float32)
+    evaluations = []
+
+    def after_step(step: int) -> None:
+        if step > n_warmup and ((step - n_warmup) % eval_every == 0 or step == args.max_steps):
+            figures = {
+                name: evaluate_policy(model, tokenizer, rows, num_samples=num_samples, seed=seed)
+                for name, rows in eval_sets.items()
+            }
+            evaluations.append({"step": step - n_warmup, **figures})
+        if on_step is not None:
+            on_step(step)
+
+    trainer = ControlledTrainer(
+        model,
+        [chain.answer_reward, chain.steps_reward, chain.spot_checked_steps_reward],
+        args,
+        train_dataset=train_set,
+        processing_class=tokenizer,
+        callbacks=[_AfterStep(after_step)],
+    )
+    trainer.reward_control, trainer.n_batches, trainer.snapshots = ARMS[arm].control, args.max_steps, {}
+    trainer.remove_callback(PrinterCallback)
+    start = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - start
+    np.savez(Path(output_dir, "embeddings.npz"), **trainer.snapshots)
+    n_rollouts = args.per_device_train_batch_size
+    return {
+        "arm": arm,
+        "seed": seed,
+        "steps": steps,
+        "seconds": round(seconds, 1),
+        "config": config,
+        "train": [
+            {
+                "step": row["step"] - n_warmup,
+                "rollouts": n_rollouts,
+                "right": round(row["rewards/answer_reward/mean"] * n_rollouts),
+                "sound": round(row["rewards/steps_reward/mean"] * n_rollouts),
+                **{key: value for key, value in row.items() if key.startswith("contrastive/")},
+            }
+            for row in trainer.state.log_history
+            if "reward" in row
+        ],
+        "eval": evaluations,
+    }
+
+
+class _AfterStep(TrainerCallback):
+    def __init__(self, after_step: Callable[[int], None]):
+        self.after_step = after_step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.after_step(state.global_step)
