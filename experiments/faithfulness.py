@@ -13,7 +13,7 @@ The protocol, fixed before the final run:
 4. Primary metric: share of lucky rollouts among the right ones, over the last 20 training steps. Also: accuracy, strict accuracy
    (answer and every step right) and lucky share on four test sets, and how well rewards, embeddings and hidden states tell
    sound from lucky rollouts (AUROC) during training.
-5. Comparison: paired differences to GRPO and to the permuted control, with 95 % bootstrap intervals over seeds.
+5. Comparison: paired differences to GRPO and to the permuted controls, with 95 % bootstrap intervals over seeds.
 
 Settings are chosen on development seeds (`--first_seed 0`, with an `--output_dir` of their own); the final seeds, 1000 and up, are
 run once. The first seed also draws the problems and the starting policies, so the final run has fresh ones. All goes to
@@ -44,8 +44,7 @@ from .starting_policy import Phase, evaluate_policy, warm_start
 
 
 REFERENCE = "grpo"  # differences are to this arm
-CONTROL = "permuted"  # and to this one
-BOUNDS = ("permuted", "sorted")  # `Arm.control` of arms that bound what is possible, and are drawn in grey
+COMPARED = ("permuted", "agreement_permuted")  # and to these controls
 
 console = Console() if sys.stdout.isatty() else Console(width=120)
 
@@ -140,9 +139,9 @@ def experiment(settings: Settings) -> int:
 
     study = Study(
         arms={name: arms.ARMS[name].title for name in settings.arms},
-        controls={name for name in settings.arms if arms.ARMS[name].control in BOUNDS},
+        controls={name for name in settings.arms if arms.ARMS[name].control is not None},
         reference=REFERENCE,
-        control=CONTROL,
+        compared=COMPARED,
         policies={name: job.result() for name, job in policies.items() if job.result() is not None},
         settings=asdict(settings),
     )

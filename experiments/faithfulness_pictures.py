@@ -124,6 +124,7 @@ def auroc_curves(study: Study, numbers: dict[str, Any]) -> plt.Figure:
     figure = _curves(study, titles, percent=False)
     for axis in figure.axes:
         axis.axhline(0.5, color=GREY, linewidth=0.8)
+        axis.set_ylim(0, 1)
     _legend(figure, study, line_styles(study))
     return figure
 
@@ -133,13 +134,14 @@ def _curves(study: Study, titles: dict[str, str], percent: bool) -> plt.Figure:
     policies, styles = policies_with_runs(study), line_styles(study)
     size = (10.5, 0.9 + 2.7 * len(policies))
     figure, axes = plt.subplots(
-        len(policies), len(titles), figsize=size, sharex=True, sharey="col" if percent else "all", squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
+        len(policies), len(titles), figsize=size, sharex=True, sharey=not percent, squeeze=False, layout="constrained"
+    )
     for row, policy in zip(axes, policies, strict=True):
         for axis, (metric, title) in zip(row, titles.items(), strict=True):
+            highest = 0.05
             for arm in study.present(policy):
                 steps, mean, low, high = _mean_curve(study, policy, arm, metric)
+                highest = np.nanmax([highest, *mean])
                 axis.plot(steps, mean, **styles[arm])
                 if styles[arm]["color"] != LIGHT:
                     axis.fill_between(steps, low, high, color=styles[arm]["color"], alpha=0.13, linewidth=0)
@@ -147,8 +149,7 @@ def _curves(study: Study, titles: dict[str, str], percent: bool) -> plt.Figure:
             axis.set_xmargin(0)
             if percent:
                 axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-            if metric == PRIMARY:
-                axis.set_ylim(bottom=0)
+                axis.set_ylim(0, min(1.0, 1.15 * highest))  # a wide band of few seeds does not flatten the lines
         row[0].set_ylabel(from_policy(policy))
     for axis in axes[-1]:
         axis.set_xlabel("training step")
@@ -274,12 +275,13 @@ def generalisation(study: Study, numbers: dict[str, Any]) -> plt.Figure | None:
                 axis.vlines(x, ends[:, 0], ends[:, 1], color=colour, linewidth=1.6)
                 axis.plot(x, y, shape, color=colour, markersize=5.5, markeredgecolor="white", markeredgewidth=0.6)
             axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-            axis.set_ylim(bottom=0)
             axis.set_xticks(range(len(sets)), [SET_LABELS[name] for name in sets])
             axis.tick_params(axis="x", length=0)
             if policy == policies[0]:
                 axis.set_ylabel(title)
         column[0].set_title(from_policy(policy))
+    for axis in axes[:, 0]:  # once all that share it are drawn
+        axis.set_ylim(bottom=0)
     markers = {
         arm: {**style, "linestyle": "none", "marker": "s" if arm in study.controls else "o"}
         for arm, style in styles.items()

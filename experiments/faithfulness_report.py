@@ -42,7 +42,7 @@ class Study:
         arms (`dict[str, str]`): Titles by name, in the order of the tables.
         controls (`set[str]`): Arms that are controls.
         reference (`str`): Arm that differences are to.
-        control (`str`): Arm that a second set of differences is to.
+        compared (`tuple[str, ...]`): Arms that more differences are to.
         policies (`dict[str, Any]`): Evaluations of the starting policies, by name and test set.
         settings (`dict[str, Any]`): Of the experiment.
         runs (`dict[str, dict[str, dict[int, Run]]]`): By starting policy, arm and seed.
@@ -52,7 +52,7 @@ class Study:
     arms: dict[str, str]
     controls: set[str]
     reference: str
-    control: str
+    compared: tuple[str, ...]
     policies: dict[str, Any]
     settings: dict[str, Any]
     runs: dict[str, dict[str, dict[int, Run]]] = field(default_factory=dict)
@@ -115,7 +115,7 @@ def policy_numbers(study: Study, policy: str) -> dict[str, Any]:
             for arm, seeds in results.items()
         },
         "evaluations": {arm: evaluations(study.runs[policy][arm].values()) for arm in results},
-        "differences": {reference: differences(reference) for reference in (study.reference, study.control)},
+        "differences": {reference: differences(reference) for reference in (study.reference, *study.compared)},
     }
 
 
@@ -212,6 +212,8 @@ def policy_lines(study: Study, measured: dict[str, Any]) -> Iterable[str]:
             ["arm", "pairs", "**lucky share, training**", "lower in", "times the lucky share", "accuracy, training"],
             (training_row(study.arms[arm], compared) for arm, compared in differences.items()),
         )
+        if reference != study.reference:
+            continue
         for metric, title in {"strict_accuracy": "strict accuracy", "lucky_share": "lucky share"}.items():
             yield ""
             yield from table(

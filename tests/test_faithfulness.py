@@ -282,7 +282,7 @@ def study(tmp_path):
         arms={"grpo": "GRPO", "clipo": "CLIPO", "permuted": "permuted", "absent": "absent"},
         controls={"permuted"},
         reference="grpo",
-        control="permuted",
+        compared=("permuted",),
         policies={"rare_slips": start, "habit": start, "no_runs": start},
         settings={"first_seed": 0, "seeds": 4, "steps": 30, "device": "cpu"},
     )
@@ -399,7 +399,7 @@ def test_default_settings():
     assert (settings.seeds, settings.first_seed, settings.steps) == (20, 1000, 100)
     assert faithfulness.Settings(arms=["all"]).arms == list(arms.ARMS)
     assert faithfulness.Settings(arms=["clipo", "grpo"]).arms == ["grpo", "clipo"]
-    assert {faithfulness.REFERENCE, faithfulness.CONTROL} <= set(arms.CORE)
+    assert {faithfulness.REFERENCE, *faithfulness.COMPARED} <= set(arms.CORE)
 
 
 def test_the_final_run_has_fresh_problems_and_policies():
