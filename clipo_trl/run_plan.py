@@ -108,6 +108,14 @@ def describe_clipo(trainer: CLIPOTrainer, plan: Plan) -> dict[str, str]:
     start = f", from {args.contrastive_head_path}" if args.contrastive_head_path else ""
     learning = "frozen" if args.freeze_contrastive_head else f"learning rate {args.contrastive_learning_rate:g}"
     success = args.contrastive_success_rewards or [n for n in trainer.reward_func_names if n != "contrastive"]
+    bound = args.contrastive_reward_floor
+    if args.contrastive_reward_type == "loss":
+        reward = f"{args.contrastive_reward_offset:g} - {args.contrastive_reward_weight:g} (lambda) x loss, at least {bound:g}"
+    else:
+        readout = args.contrastive_reward_type.replace("_", " ")
+        reward = f"{args.contrastive_reward_offset:g} + {args.contrastive_reward_weight:g} (lambda) x {readout}, within {-bound:g}"
+    if args.contrastive_calibration:
+        reward += f", calibrated by {args.contrastive_step_reward}"
     warmup = args.contrastive_warmup_steps
     policy = "frozen" if args.contrastive_warmup_policy == "frozen" else "on the verifiable reward"
     if warmup >= plan.generation_batches and policy == "frozen":
@@ -116,8 +124,7 @@ def describe_clipo(trainer: CLIPOTrainer, plan: Plan) -> dict[str, str]:
         "head": f"{head.head_type} {shape}, {sum(p.numel() for p in head.parameters()):,} parameters, {learning}{start}",
         "contrastive loss": f"{args.contrastive_loss_type}, {args.contrastive_similarity} / temperature "
         f"{args.contrastive_temperature:g}, level {args.contrastive_level}, anchors {args.contrastive_anchors}",
-        "contrastive reward": f"{args.contrastive_reward_offset:g} - {args.contrastive_reward_weight:g} (lambda) x loss, "
-        f"at least {args.contrastive_reward_floor:g}",
+        "contrastive reward": reward,
         "success": f"{' + '.join(success)} > {args.contrastive_success_threshold:g}",
         "warm-up": f"first {warmup:,} generation batches: head learns, policy {policy}" if warmup else "none",
     }

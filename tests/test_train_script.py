@@ -143,6 +143,16 @@ def test_start_table(run, monkeypatch):
     assert max(map(len, text.splitlines())) <= 100
 
 
+def test_start_table_of_a_readout(run):
+    trainer = run(
+        "--max_steps 1 --contrastive_reward_type similarity_gap --contrastive_step_reward even_length",
+        "--contrastive_calibration true --contrastive_reward_floor -0.25",
+    )
+    rows = run_plan.describe_clipo(trainer, run_plan.plan_run(trainer.args, 10))
+    expected = "0 + 0.2 (lambda) x similarity gap, within 0.25, calibrated by even_length"
+    assert rows["contrastive reward"] == expected
+
+
 # ---------------------------------------------------------------------- configuration
 
 
@@ -198,6 +208,16 @@ def test_rewards_by_name(run):
     assert len(trainer.reward_funcs) == 5  # and CLIPO's column
     # A completion at the limit of 8 tokens is punished in full, so `soft_overlong` was told the limit.
     assert min(logged(trainer, f"rewards/{trainer.reward_func_names[2]}/mean")) > -1.0
+
+
+def test_suspicious_rollouts_are_listed(run, tmp_path, capsys):
+    options = "--max_steps 3 --logging_steps 1 --log_completions true --num_completions_to_print 1"
+    run(options, "--suspicious_rollouts 2")
+    assert "farthest from their group" in " ".join(capsys.readouterr().out.split())
+    table = pd.concat(pd.read_parquet(path) for path in (tmp_path / "out" / "completions").glob("*.parquet"))
+    assert table.suspicious.any() and table.agreement.notna().any()
+    with pytest.raises(ValueError, match="`log_completions` is False"):
+        run("--max_steps 1 --suspicious_rollouts 2")
 
 
 def test_unreadable_golds_stop_the_run(run, tmp_path):
