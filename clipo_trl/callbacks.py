@@ -14,18 +14,20 @@ SUSPICIOUS = "suspicious"  # column of the completions table
 
 class SuspiciousRolloutsCallback(TrainerCallback):
     """
-    Lists, at each log, the correct rollouts that are farthest from their group: lowest mean cosine of the embedding to those
-    of the group's other correct rollouts. They are the ones to read first when looking for answers that are right by luck.
+    Lists, at each log, the correct rollouts that are farthest from their group: lowest agreement, that is, the mean cosine of
+    their embedding to those of the group's other correct rollouts, less the mean of that over the group. They are the ones
+    to read first when looking for answers that are right by luck.
 
-    They are printed, lowest first, and marked in a column `suspicious` of the completions table that `log_completions` writes
-    to `output_dir/completions/` and to the trackers; its column `agreement` has the cosine of every correct rollout that has
-    another one in its group.
+    They are printed, lowest first, once for each generation batch, and marked in a column `suspicious` of the completions
+    table that `log_completions` writes to `output_dir/completions/` and to the trackers; its column `agreement` has that of
+    every correct rollout with another one in its group. The table holds the latest rollouts: those of an evaluation take the
+    place of as many of training, and have no agreement.
 
     Where most correct rollouts of a group are right by luck, it is the sound ones that are far: read what you see.
 
     Args:
         trainer ([`CLIPOTrainer`]): trainer to look into. Add the callback with `trainer.add_callback`.
-        num_rollouts (`int`, *optional*, defaults to `5`): how many of the last generation batch to list.
+        num_rollouts (`int`, *optional*, defaults to `5`): how many to list.
 
     Raises:
         `ValueError`: `log_completions` is not set, or `num_rollouts` is not positive.
@@ -48,6 +50,7 @@ class SuspiciousRolloutsCallback(TrainerCallback):
             raise ValueError(f"`num_rollouts` is {num_rollouts}, but must be greater than 0.")
         self.trainer = trainer
         self.num_rollouts = num_rollouts
+        self._n_listed = 0  # generation batches scored when the last list was printed
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         rollouts = self.trainer._logs
@@ -56,7 +59,8 @@ class SuspiciousRolloutsCallback(TrainerCallback):
         farthest = sorted(scored, key=agreement.__getitem__)[: self.num_rollouts]
         # TRL builds its table after the callbacks have seen the log.
         rollouts["extra"][SUSPICIOUS] = [row in farthest for row in range(len(agreement))]
-        if farthest and "reward" in logs and state.is_world_process_zero:
+        n_batches, self._n_listed = self._n_listed, self.trainer._n_generation_batches
+        if farthest and self._n_listed > n_batches and state.is_world_process_zero:
             table = Table(
                 title=f"Correct rollouts farthest from their group, step {state.global_step}", show_lines=True
             )

@@ -61,9 +61,9 @@ class CLIPOConfigMixin:
         contrastive_reward_offset (`float`, *optional*, defaults to `0.0`):
             Constant b of the contrastive reward, before the floor. Rollouts that are left out get none.
         contrastive_reward_floor (`float`, *optional*, defaults to `-0.5`):
-            Lowest contrastive reward, at most 0. The reference uses -0.5. A readout's reward is bounded above as well, as
-            far from the offset. A correct rollout stays above a wrong one if its verifiable reward is higher by more than
-            the floor is deep.
+            Lowest contrastive reward, at most 0. The reference uses -0.5. The reward of a readout stays within as much of the
+            offset, above and below. With offset 0, a correct rollout stays above a wrong one if its verifiable reward is
+            higher by more than the floor is deep.
         contrastive_head_type (`str`, *optional*, defaults to `"linear"`):
             `"linear"` (H -> D) or `"mlp"` (H -> H, ReLU, H -> D), both without bias.
         contrastive_embedding_dim (`int`, *optional*, defaults to `512`):
@@ -88,16 +88,20 @@ class CLIPOConfigMixin:
             The policy during warm-up: `"frozen"` (no forward, no backward, weights untouched; the paper's way) or
             `"verifiable_reward"` (it trains on the verifiable reward alone).
         contrastive_success_rewards (`list[str]`, *optional*):
-            Names of the reward functions whose weighted sum decides whether a rollout is correct. Default: all.
+            Names of the reward functions whose weighted sum decides whether a rollout is correct. Default: all but
+            `contrastive_step_reward`.
         contrastive_success_threshold (`float`, *optional*, defaults to `0.0`):
             A rollout is correct if that sum is greater than this.
         contrastive_step_reward (`str`, *optional*):
             Name of a reward function that checks the steps: a correct rollout is sound if it is greater than 0, else
-            lucky. It may weigh 0. Nothing learns from it here: it adds metrics that say how well hidden states, embeddings
-            and the reward paid tell sound rollouts from lucky ones.
+            lucky. It may weigh 0, and return None where it cannot tell. It adds metrics that say how well hidden states,
+            embeddings and the contrastive reward tell sound rollouts from lucky ones, and by default it has no say in which
+            rollouts are correct.
         contrastive_calibration (`bool`, *optional*, defaults to `False`):
             Pay the contrastive reward as far as `contrastive_step_reward` bears it out: times 2 AUROC - 1, of the rollouts
-            that it checked of late (see [`Calibration`]). It need not check all of them. Beyond the paper.
+            that it checked of late (see [`Calibration`]). It need not check all of them. Where nothing else tells the
+            rollouts of a group apart, `scale_rewards="group"` undoes the size of that factor and leaves its sign. Beyond the
+            paper.
         contrastive_pooling (`str`, *optional*, defaults to `"mean"`):
             `"mean"` of the hidden states of the completion's tokens but the last, or the `"last"` of them.
         contrastive_layer (`int`, *optional*, defaults to `-1`):
@@ -245,11 +249,14 @@ class CLIPOConfigMixin:
                 "`contrastive_calibration` is True, but `contrastive_step_reward` is None. Name the reward function that checks "
                 "the steps; it may return None for most rollouts."
             )
-        if self.contrastive_level == "group" and self.num_generations < 3:
+        in_group = self.contrastive_level == "group" or (
+            self.contrastive_level == "cross" and self.contrastive_reward_type == "agreement"
+        )
+        if in_group and self.num_generations < 3:
             raise ValueError(
-                f"`contrastive_level='group'` needs `num_generations` of 3 or more, for an anchor, a positive and a "
+                f"`contrastive_level={self.contrastive_level!r}` needs `num_generations` of 3 or more, for an anchor, a positive and a "
                 f"negative in one group, but it is {self.num_generations}. Raise `num_generations`, or choose "
-                "`contrastive_level='cross'`."
+                "a `contrastive_level` that looks beyond it."
             )
         if self.freeze_contrastive_head and self.contrastive_warmup_steps > 0:
             raise ValueError(

@@ -15,13 +15,11 @@ def contrastive_reward(
     Reward max(b - lambda * L_i * c_i, floor), to be added to the verifiable reward.
 
     Only correct rollouts (c_i = 1) are docked for their loss. lambda stands before the floor, so the floor does not move
-    with it. A readout (see [`similarity_readout`]) is paid as a loss of the other sign; its reward is cut as far above b as
-    the floor is below 0, where the reward for a loss never gets. So a correct rollout stays above a wrong one if its
-    verifiable reward is higher by more than -floor.
+    with it. A correct rollout stays above a wrong one, which gets b, if its verifiable reward is higher by more than b - floor.
 
     Args:
         loss_PG (`torch.Tensor` of shape `(P, G)`):
-            Loss L_i >= 0 of G rollouts of each of P prompts, 0 where the rollout is no anchor; or minus a readout.
+            Loss L_i >= 0 of G rollouts of each of P prompts, 0 where the rollout is no anchor.
         correct_PG (`torch.Tensor` of shape `(P, G)`, bool):
             Success label c_i.
         weight (`float`, *optional*, defaults to `0.2`):
@@ -37,12 +35,50 @@ def contrastive_reward(
     Raises:
         `ValueError`: a negative `weight`, a positive `floor`, or shapes that differ.
     """
+    _check(loss_PG, correct_PG, weight, floor)
+    return (offset - weight * loss_PG.detach() * correct_PG).clamp(min=floor)
+
+
+def readout_reward(
+    score_PG: torch.Tensor,
+    correct_PG: torch.Tensor,
+    *,
+    weight: float = 0.2,
+    offset: float = 0.0,
+    floor: float = -0.5,
+) -> torch.Tensor:
+    r"""
+    Reward b + lambda * g_i * c_i, cut to b + floor and b - floor: what is paid for a readout g_i in place of the loss.
+
+    A correct rollout stays above a wrong one, which gets b, if its verifiable reward is higher by more than -floor. Beyond
+    the paper.
+
+    Args:
+        score_PG (`torch.Tensor` of shape `(P, G)`):
+            Readout g_i, 0 where there is none; see [`similarity_readout`].
+        correct_PG (`torch.Tensor` of shape `(P, G)`, bool):
+            Success label c_i.
+        weight, offset, floor (`float`):
+            lambda, b and the largest cut, at most 0, as in [`contrastive_reward`].
+
+    Returns:
+        `torch.Tensor` of shape `(P, G)`, detached.
+
+    Raises:
+        `ValueError`: a negative `weight`, a positive `floor`, or shapes that differ.
+    """
+    _check(score_PG, correct_PG, weight, floor, "score_PG")
+    return offset + (weight * score_PG.detach() * correct_PG).clamp(min=floor, max=-floor)
+
+
+def _check(
+    values_PG: torch.Tensor, correct_PG: torch.Tensor, weight: float, floor: float, name: str = "loss_PG"
+) -> None:
     if not weight >= 0:
         raise ValueError(f"`weight` is {weight}, but must be 0 or greater.")
     if not floor <= 0:
         raise ValueError(f"`floor` is {floor}, but must be at most 0.")
-    if loss_PG.shape != correct_PG.shape:
+    if values_PG.shape != correct_PG.shape:
         raise ValueError(
-            f"`loss_PG` has shape {tuple(loss_PG.shape)} and `correct_PG` {tuple(correct_PG.shape)}. Expected the same."
+            f"`{name}` has shape {tuple(values_PG.shape)} and `correct_PG` {tuple(correct_PG.shape)}. Expected the same."
         )
-    return (offset - weight * loss_PG.detach() * correct_PG).clamp(min=floor, max=offset - floor)

@@ -13,9 +13,9 @@ def rollout_metrics(
     is_anchor_PG: torch.Tensor,
     reward_PG: torch.Tensor,
     is_paid_PG: torch.Tensor,
+    is_cut_PG: torch.Tensor,
     correct_PG: torch.Tensor,
     valid_PG: torch.Tensor,
-    floor: float,
 ) -> dict[str, float]:
     """
     Shares, loss of the correct rollouts that are anchors, and reward of those that are paid one (NaN where there are none).
@@ -23,8 +23,8 @@ def rollout_metrics(
     Args:
         loss_PG, is_anchor_PG, reward_PG (`torch.Tensor` of shape `(P, G)`): of all processes.
         is_paid_PG (`torch.Tensor` of shape `(P, G)`, bool): correct rollouts that have a loss, or a readout in its place.
+        is_cut_PG (`torch.Tensor` of shape `(P, G)`, bool): where a bound of the reward acted.
         correct_PG, valid_PG (`torch.Tensor` of shape `(P, G)`, bool): success label; False where a rollout was left out.
-        floor (`float`): the reward's floor.
     """
     metrics = {
         "head_loss": (loss_PG.sum() / is_anchor_PG.sum()).item(),  # 0 / 0 = NaN: TRL leaves NaN out of its averages
@@ -35,7 +35,7 @@ def rollout_metrics(
         "floor_rewards": float("nan"),
     }
     if is_paid_PG.any():
-        metrics["floor_rewards"] = (reward_PG[is_paid_PG] <= floor).float().mean().item()
+        metrics["floor_rewards"] = is_cut_PG[is_paid_PG].float().mean().item()
     for name, values in (("loss", loss_PG[is_anchor_PG & correct_PG]), ("reward", reward_PG[is_paid_PG])):
         for statistic in ("mean", "min", "max"):
             value = getattr(values, statistic)().item() if len(values) else float("nan")

@@ -16,10 +16,9 @@ def similarity_readout(
     valid_PG: torch.Tensor | None = None,
     reward_type: str = "agreement",
     level: str = "group",
-    center: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     r"""
-    Score of every correct rollout, to be paid as `contrastive_reward(-score_PG, correct_PG, ...)`.
+    Score of every correct rollout against the others of its group, to be paid by [`readout_reward`].
 
     | `reward_type` | score of correct rollout i, before centring |
     |---|---|
@@ -28,7 +27,8 @@ def similarity_readout(
 
     P(i) and A(i) are those of [`contrastive_loss`]. Centring takes off the mean score of the group's scored rollouts: the
     reward is then about one correct rollout against another, not about right against wrong, and adds up to zero in each group
-    (where no bound cuts it). Agreement needs no wrong rollout, so a group in which all are right has one too.
+    (where no bound cuts it). Agreement needs no wrong rollout, so a group in which all are right has one too; of two correct
+    rollouts neither is closer to the other, and both score 0 at level `"group"`.
 
     The cosines of one rollout to a set add up to its product with the set's sum: time and memory grow with N * D.
 
@@ -39,7 +39,6 @@ def similarity_readout(
             False where a rollout counts for nothing; its embedding may be anything. Default: all True.
         reward_type (`str`, *optional*, defaults to `"agreement"`): see the table.
         level (`str`, *optional*, defaults to `"group"`): `"group"`, `"cross"` or `"batch"`, see [`contrastive_loss`].
-        center (`bool`, *optional*, defaults to `True`): whether to centre in the group.
 
     Returns:
         `tuple` of `score_PG` (`(P, G)`, detached, in [-2, 2] for agreement and [-4, 4] for the gap, 0 where there is none)
@@ -69,7 +68,5 @@ def similarity_readout(
         is_scored_PG = is_scored_PG & (n_negatives > 0)
         score_PG = to_positives_PG - to_negatives_PG
     score_PG = score_PG.masked_fill(~is_scored_PG, 0.0)
-    if center:
-        mean_P1 = score_PG.sum(1, keepdim=True) / is_scored_PG.sum(1, keepdim=True).clamp(min=1)
-        score_PG = (score_PG - mean_P1).masked_fill(~is_scored_PG, 0.0)
-    return score_PG, is_scored_PG
+    mean_P1 = score_PG.sum(1, keepdim=True) / is_scored_PG.sum(1, keepdim=True).clamp(min=1)
+    return (score_PG - mean_P1).masked_fill(~is_scored_PG, 0.0), is_scored_PG

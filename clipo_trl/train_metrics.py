@@ -15,10 +15,9 @@ class TrainMetricsMixin:
     """Logs for `CLIPOMixin`. Shapes: P groups of G rollouts of all processes, B rollouts of this one."""
 
     def _log_rollouts(
-        self, loss_PG, is_anchor_PG, reward_PG, is_paid_PG, correct_PG, valid_PG, embeddings_PGD, pooled_BH
+        self, loss_PG, is_anchor_PG, reward_PG, is_paid_PG, is_cut_PG, correct_PG, valid_PG, embeddings_PGD, pooled_BH
     ) -> None:
-        floor = self.args.contrastive_reward_floor
-        metrics = rollout_metrics(loss_PG, is_anchor_PG, reward_PG, is_paid_PG, correct_PG, valid_PG, floor)
+        metrics = rollout_metrics(loss_PG, is_anchor_PG, reward_PG, is_paid_PG, is_cut_PG, correct_PG, valid_PG)
         states, present, groups = self._states_in_groups(pooled_BH)
         of_states = pair_cosines(states, correct_PG[groups], valid_PG[groups] & present)
         of_embeddings = pair_cosines(embeddings_PGD, correct_PG, valid_PG)
@@ -47,7 +46,6 @@ class TrainMetricsMixin:
             F.normalize(states, dim=-1),
             correct_PG[groups],
             valid_PG=valid_PG[groups] & present,
-            center=False,
         )
         hidden = sound_against_lucky(of_states, has_score & sound_PG[groups], has_score & lucky_PG[groups])
         sums = {
@@ -63,7 +61,10 @@ class TrainMetricsMixin:
         self._log_contrastive("lucky_share", n_lucky / n_correct if n_correct else float("nan"))
 
     def _add_to_completions_table(self, agreement: list[float | None]) -> None:
-        """Mean cosine of each embedding to the group's other correct rollouts; NaN or None where there is none."""
+        """
+        Agreement of each embedding: mean cosine to the group's other correct rollouts, less the mean of that over the group;
+        NaN or None where there is none.
+        """
         if self.log_completions:
             self._log_completion_extra(AGREEMENT, [None if x is None or x != x else x for x in agreement])
 

@@ -21,7 +21,7 @@ from .calibration import Calibration
 from .capture import CaptureMixin
 from .checkpoint import CheckpointMixin
 from .config import CLIPOConfig, CLIPOConfigMixin
-from .contrastive_reward import contrastive_reward
+from .contrastive_reward import contrastive_reward, readout_reward
 from .eval_metrics import EvalMetricsMixin
 from .groups import group_means
 from .head import ContrastiveHead, load_head
@@ -81,6 +81,12 @@ class CLIPOMixin(CaptureMixin, CheckpointMixin, TrainMetricsMixin, EvalMetricsMi
                 "`contrastive_reward_weight` acts through the floor only, and the contrastive reward counts as much as any "
                 "other. Use 'sum_then_normalize' for the paper's method."
             )
+        if (self.args.contrastive_reward_type, self.args.contrastive_debias) == ("similarity_gap", "group_center"):
+            logger.warning(
+                "`contrastive_debias='group_center'` turns the mean of a group's wrong rollouts into that of its correct ones "
+                "with the sign changed: `contrastive_reward_type='similarity_gap'` then says little that 'agreement' does not. "
+                "Leave one of them out."
+            )
 
         self._reader = HiddenStateReader(self.accelerator.unwrap_model(self.model), self.args.contrastive_layer)
         self._way = self._choose_way()
@@ -135,8 +141,10 @@ class CLIPOMixin(CaptureMixin, CheckpointMixin, TrainMetricsMixin, EvalMetricsMi
                 f"A reward function is named {contrastive.__name__!r}, the name of CLIPO's own column. Rename it."
             )
         wanted = self.args.contrastive_success_rewards
-        if wanted is None:
-            wanted = list(names.values())
+        if wanted is None:  # a step checker is no judge of answers, unless there is no other
+            wanted = [name for name in names.values() if name != self.args.contrastive_step_reward] or list(
+                names.values()
+            )
         unknown = [wanted] if isinstance(wanted, str) else [name for name in wanted if name not in names.values()]
         if unknown or not wanted:
             raise ValueError(
@@ -238,8 +246,18 @@ class CLIPOMixin(CaptureMixin, CheckpointMixin, TrainMetricsMixin, EvalMetricsMi
             anchors=args.contrastive_anchors,
             generator=self._draw_generator,
         )
-        cost_PG, is_paid_PG = loss_PG, is_anchor_PG & correct_PG
-        if args.contrastive_reward_type != "loss":
+        reward_settings = {
+            "weight": args.contrastive_reward_weight,
+            "offset": args.contrastive_reward_offset,
+            "floor": args.contrastive_reward_floor,
+        }
+        if args.contrastive_reward_type == "loss":
+            reward_PG, is_paid_PG = (
+                contrastive_reward(loss_PG, correct_PG, **reward_settings),
+                is_anchor_PG & correct_PG,
+            )
+            is_cut_PG = reward_PG <= args.contrastive_reward_floor
+        else:
             score_PG, is_paid_PG = similarity_readout(
                 embeddings_ND.view(*correct_PG.shape, -1),
                 correct_PG,
@@ -247,14 +265,8 @@ class CLIPOMixin(CaptureMixin, CheckpointMixin, TrainMetricsMixin, EvalMetricsMi
                 reward_type=args.contrastive_reward_type,
                 level=args.contrastive_level,
             )
-            cost_PG = -score_PG
-        reward_PG = contrastive_reward(
-            cost_PG,
-            correct_PG,
-            weight=args.contrastive_reward_weight,
-            offset=args.contrastive_reward_offset,
-            floor=args.contrastive_reward_floor,
-        )
+            reward_PG = readout_reward(score_PG, correct_PG, **reward_settings)
+            is_cut_PG = (reward_PG - args.contrastive_reward_offset).abs() >= -args.contrastive_reward_floor
         steps_PG = None if self._step_column is None else rewards_per_func[:, self._step_column].view(-1, G)
         if args.contrastive_calibration:
             trust = self._calibration.update(reward_PG, is_paid_PG & (steps_PG > 0), is_paid_PG & (steps_PG <= 0))
@@ -266,9 +278,17 @@ class CLIPOMixin(CaptureMixin, CheckpointMixin, TrainMetricsMixin, EvalMetricsMi
 
         embeddings_PGD = embeddings_ND.detach().view(*correct_PG.shape, -1)
         self._log_rollouts(
-            loss_PG.detach(), is_anchor_PG, reward_PG, is_paid_PG, correct_PG, valid_PG, embeddings_PGD, pooled_BH
+            loss_PG.detach(),
+            is_anchor_PG,
+            reward_PG,
+            is_paid_PG,
+            is_cut_PG,
+            correct_PG,
+            valid_PG,
+            embeddings_PGD,
+            pooled_BH,
         )
-        agreement_PG, is_scored_PG = similarity_readout(embeddings_PGD, correct_PG, valid_PG=valid_PG, center=False)
+        agreement_PG, is_scored_PG = similarity_readout(embeddings_PGD, correct_PG, valid_PG=valid_PG)
         self._add_to_completions_table(agreement_PG.where(is_scored_PG, torch.nan).flatten()[local].tolist())
         if steps_PG is not None:
             self._log_sound_and_lucky(steps_PG, reward_PG, agreement_PG, is_scored_PG, correct_PG, valid_PG, pooled_BH)

@@ -1,7 +1,7 @@
 """The arms of the faithfulness experiment: what is trained from which policy with what reward, and what is kept of it.
 
-All arms of a seed start from the same policy, meet the same problems in the same order and differ in the contrastive reward alone.
-GRPO is CLIPO with weight 0: plain GRPO bit for bit, with the metrics of an untold head beside it.
+All arms of a seed start from the same policy and draw from the same stream of problems. They differ in the contrastive reward, and in
+its warm-up: with one, the first batches of the stream train the head alone. GRPO is CLIPO with weight 0: plain GRPO bit for bit, with the metrics of an untold head beside it.
 """
 
 import time
@@ -120,17 +120,15 @@ class ControlledTrainer(CLIPOTrainer):
         self._keep_embeddings(answers_PG, steps_PG, pooled_BH)
         column_N = super()._contrastive_column(rewards_per_func, pooled_BH)
         right_PG, paid_PG = answers_PG > 0, column_N.view_as(answers_PG).clone()
-        if self.reward_control is None:
-            return column_N
-        for paid_G, right_G, steps_G in zip(paid_PG, right_PG, steps_PG, strict=True):
-            paid_G[right_G] = self._reordered(paid_G[right_G], steps_G[right_G])
-
-        # What was logged of the reward is that of before.
+        if self.reward_control is not None:
+            for paid_G, right_G, steps_G in zip(paid_PG, right_PG, steps_PG, strict=True):
+                paid_G[right_G] = self._reordered(paid_G[right_G], steps_G[right_G])
+        # What was logged of the reward is that of before, or on the spot-checked problems alone.
         scored_PG = right_PG & (right_PG.sum(1, keepdim=True) > 1)
         sums = sound_against_lucky(paid_PG, scored_PG & (steps_PG > 0), scored_PG & (steps_PG == 0))
         for name, total in (("auroc", sums[0]), ("gap", sums[1])):
             self._metrics["train"][f"contrastive/sound_{name}_reward"][-1] = (total / sums[2]).item()
-        return paid_PG.flatten()
+        return paid_PG.view_as(column_N)
 
     def _reordered(self, rewards: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
         """The rewards of one group's right rollouts, permuted, or the highest ones where the steps are right."""

@@ -9,7 +9,8 @@ The protocol, fixed before the final run:
    by step (`experiments.chain`), that are often right, and often by luck: right in the answer and wrong in a step.
 2. Arms (`experiments.arms.ARMS`): plain GRPO, CLIPO in its forms, and controls that bound what is possible. All are paid for the
    answer, and CLIPO's for the contrastive reward; the step checker only measures, but for the arms that say otherwise.
-3. Pairs: for one starting policy and seed, all arms see the same problems in the same order and draw from the same seed.
+3. Pairs: for one starting policy and seed, all arms draw from the same stream of problems and the same seed (a warm-up of the head
+   uses the first batches).
 4. Primary metric: share of lucky rollouts among the right ones, over the last 20 training steps. Also: accuracy, strict accuracy
    (answer and every step right) and lucky share on four test sets, and how well rewards, embeddings and hidden states tell
    sound from lucky rollouts (AUROC) during training.

@@ -228,6 +228,10 @@ def even(completions, **kwargs):
     return [float(len(completion[0]["content"]) % 2 == 0) for completion in completions]
 
 
+def short(completions, **kwargs):
+    return [float(len(completion[0]["content"]) < 6) for completion in completions]
+
+
 def even_in_first_group(completions, **kwargs):
     first = world()[0] * len(completions)
     return [float(reward and first + i < 4) for i, reward in enumerate(even(completions))]
@@ -266,8 +270,11 @@ CASES = {
     "readout": {
         "contrastive_reward_type": "agreement",
         "contrastive_debias": "group_center",
-        "contrastive_step_reward": "even",
+        "contrastive_step_reward": "short",
+        "contrastive_calibration": True,
         "contrastive_reward_weight": 1.0,
+        "log_completions": True,
+        "reward": [even, short],
     },
     "one_group": {"reward": even_in_first_group},
     "no_group": {"reward": never},

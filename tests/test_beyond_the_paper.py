@@ -6,8 +6,9 @@ import pytest
 import torch
 from tiny_models import letters_reward, tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
 
-from clipo_trl import CLIPOTrainer, contrastive_reward
+from clipo_trl import CLIPOTrainer
 from clipo_trl.calibration import MEMORY, PRIOR_PAIRS, Calibration
+from clipo_trl.contrastive_reward import readout_reward
 from clipo_trl.metrics import sound_against_lucky
 
 
@@ -32,15 +33,17 @@ class Recording(CLIPOTrainer):
         mean = groups.mean(1, keepdim=True).expand_as(groups) if head.debias == "group_center" else None
         with torch.no_grad():
             embeddings = head(groups, mean)
-        self.seen.append({"rewards": given, "states": groups, "embeddings": embeddings, "column": column})
+        self.seen.append(
+            {"rewards": given, "states": groups, "embeddings": embeddings, "column": column, "head": head}
+        )
         return column
 
 
-def make_trainer(tmp_path, **settings):
+def make_trainer(tmp_path, reward_funcs=(letters_reward, short_reward), **settings):
     defaults = {"reward_weights": [1.0, 0.0], "max_steps": 4, "num_generations": 8, "per_device_train_batch_size": 32}
     return Recording(
         tiny_model(),
-        [letters_reward, short_reward],
+        list(reward_funcs),
         tiny_config(tmp_path, **(defaults | settings)),
         train_dataset=tiny_dataset(),
         processing_class=tiny_tokenizer(),
@@ -72,7 +75,7 @@ def test_agreement_is_what_is_paid(tmp_path, debias):
         correct = seen["rewards"][:, 0].view(-1, 8) > 0
         score = agreement_by_hand(seen["embeddings"], correct)
         score = (score - score.nanmean(1, keepdim=True)).nan_to_num()
-        expected = contrastive_reward(-score, correct, weight=1.0)
+        expected = readout_reward(score, correct, weight=1.0)
         torch.testing.assert_close(seen["column"], expected.flatten(), atol=1e-5, rtol=1e-5)
     assert torch.cat([seen["column"] for seen in trainer.seen]).unique().numel() > 10
 
@@ -149,19 +152,19 @@ def test_calibration_pays_as_far_as_the_checked_rollouts_bear_it_out(tmp_path):
     settings = {"contrastive_reward_type": "agreement", "contrastive_step_reward": "short_reward"}
     trainer = train(tmp_path, contrastive_calibration=True, contrastive_reward_weight=1.0, **settings)
     logged = [row for row in trainer.state.log_history if "reward" in row]
-    ranked, pairs = PRIOR_PAIRS / 2, PRIOR_PAIRS
+    ranked = pairs = 0.0
     for row, seen in zip(logged, trainer.seen, strict=True):
         answers, steps = (column.view(-1, 8) for column in seen["rewards"].T)
         score = agreement_by_hand(seen["embeddings"], answers > 0)
-        plain = contrastive_reward(
-            -(score - score.nanmean(1, keepdim=True)).nan_to_num(), answers > 0, weight=1.0, floor=-0.5
-        )
+        plain = readout_reward((score - score.nanmean(1, keepdim=True)).nan_to_num(), answers > 0, weight=1.0)
         checked = score.isfinite() & steps.isfinite()
         now = sound_against_lucky(plain, checked & (steps > 0), checked & (steps <= 0)).tolist()
-        ranked, pairs = MEMORY * ranked + now[0], MEMORY * pairs + now[2]
-        assert row["contrastive/trust"] == pytest.approx(2 * ranked / pairs - 1, abs=1e-4)
+        if now[2]:
+            ranked, pairs = MEMORY * ranked + now[0], MEMORY * pairs + now[2]
+        trust = 2 * (ranked + PRIOR_PAIRS / 2) / (pairs + PRIOR_PAIRS) - 1
+        assert row["contrastive/trust"] == pytest.approx(trust, abs=1e-4)
         torch.testing.assert_close(seen["column"], row["contrastive/trust"] * plain.flatten(), atol=1e-5, rtol=1e-4)
-    assert pairs > 2 * PRIOR_PAIRS
+    assert pairs > PRIOR_PAIRS
 
 
 def test_calibration_turns_a_reward_that_favours_lucky_rollouts():
@@ -169,11 +172,22 @@ def test_calibration_turns_a_reward_that_favours_lucky_rollouts():
     first, last = torch.tensor([[1, 1, 0, 0]]).bool(), torch.tensor([[0, 0, 1, 1]]).bool()
     for sound, lucky, sign in ((first, last, 1), (last, first, -1)):
         calibration = Calibration()
-        factors = [calibration.update(reward, sound, lucky) for _ in range(200)]
-        assert all(abs(a) < abs(b) for a, b in zip(factors[:20], factors[1:21], strict=True))
-        assert sign * factors[-1] == pytest.approx(1.0, abs=1e-6)
-    nothing = torch.zeros(1, 4, dtype=torch.bool)
-    assert Calibration().update(reward, nothing, nothing) == 0  # without a pair nothing is known, and nothing paid
+        factors = [sign * calibration.update(reward, sound, lucky) for _ in range(100)]
+        assert all(0 < a < b for a, b in zip(factors[:20], factors[1:21], strict=True))
+        n_pairs = 4 / (1 - MEMORY)  # in the long run
+        assert factors[-1] == pytest.approx(n_pairs / (n_pairs + PRIOR_PAIRS), abs=1e-3)
+        back = [sign * calibration.update(-reward, sound, lucky) for _ in range(100)]
+        assert back[-1] == pytest.approx(-factors[-1], abs=1e-3)  # and turns again when the reward does
+
+
+def test_calibration_neither_learns_nor_forgets_without_a_pair():
+    reward, nothing = torch.tensor([[0.3, -0.2]]), torch.zeros(1, 2, dtype=torch.bool)
+    one, other = torch.tensor([[True, False]]), torch.tensor([[False, True]])
+    calibration = Calibration()
+    assert [calibration.update(reward, nothing, nothing) for _ in range(50)] == [0.0] * 50
+    first = calibration.update(reward, one, other)
+    assert first == pytest.approx(1 / (1 + PRIOR_PAIRS))  # one pair is little
+    assert [calibration.update(reward, one, nothing) for _ in range(50)] == [first] * 50
 
 
 def test_calibration_is_in_the_checkpoint(tmp_path):
@@ -183,3 +197,52 @@ def test_calibration_is_in_the_checkpoint(tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     assert resumed._calibration == whole._calibration != Calibration()
     assert torch.equal(resumed.seen[-1]["column"], whole.seen[-1]["column"])
+
+
+def partial_reward(completions, **kwargs) -> list[float | None]:
+    """A step checker that has something to say of wrong answers too."""
+    return [0.4 if len(completion[0]["content"]) < 8 else -1.0 for completion in completions]
+
+
+def missing_reward(completions, **kwargs) -> list[float | None]:
+    """`letters_reward`, which gives nothing for the shortest completions."""
+    rewards = letters_reward(completions)
+    return [
+        None if len(completion[0]["content"]) < 3 else reward
+        for completion, reward in zip(completions, rewards, strict=True)
+    ]
+
+
+def test_a_step_checker_has_no_say_in_what_is_correct(tmp_path):
+    """Whatever it weighs, and where the answer could not be judged."""
+    for index, weight in enumerate((1.0, 0.0)):
+        trainer = train(
+            tmp_path / str(index),
+            reward_funcs=[missing_reward, partial_reward],
+            reward_weights=[1.0, weight],
+            contrastive_step_reward="partial_reward",
+            contrastive_reward_type="agreement",
+            contrastive_debias="group_center",
+            contrastive_reward_weight=1.0,
+            max_steps=2,
+        )
+        rows = [row for row in trainer.state.log_history if "reward" in row]
+        for row, seen in zip(rows, trainer.seen, strict=True):
+            answers = seen["rewards"][:, 0]
+            assert row["contrastive/correct_rollouts"] == pytest.approx((answers > 0).float().mean().item())
+            assert row["contrastive/left_out_rollouts"] == pytest.approx(answers.isnan().float().mean().item())
+            assert torch.equal(seen["column"].isnan(), answers.isnan()) and answers.isnan().any()
+    # What is left out is not in the mean of its group either.
+    groups, answers = seen["states"], answers.view(-1, 8)
+    mean = torch.stack([states[~missing].mean(0) for states, missing in zip(groups, answers.isnan(), strict=True)])
+    with torch.no_grad():
+        embeddings = seen["head"](groups, mean.unsqueeze(1).expand_as(groups))
+    score = agreement_by_hand(embeddings, answers.nan_to_num() > 0)
+    expected = readout_reward((score - score.nanmean(1, keepdim=True)).nan_to_num(), answers > 0, weight=1.0)
+    kept = ~answers.isnan()
+    torch.testing.assert_close(seen["column"].view(-1, 8)[kept], expected[kept], atol=1e-5, rtol=1e-5)
+
+
+def test_the_gap_of_group_centred_states_is_warned_of(tmp_path, caplog):
+    make_trainer(tmp_path, contrastive_reward_type="similarity_gap", contrastive_debias="group_center")
+    assert "says little that 'agreement' does not" in caplog.text

@@ -25,25 +25,36 @@ def test_lists_the_correct_rollouts_farthest_from_their_group(tmp_path, capsys):
     trainer.train()
     tables = sorted((tmp_path / "completions").glob("*.parquet"))
     assert len(tables) == trainer.args.max_steps
-    n_listed = 0
+    n_compared = n_lists = 0
     for path in tables:
         table = pd.read_parquet(path)
         scored = table[table.agreement.notna()]
         assert (scored.letters_reward > 0).all() and table.suspicious.sum() == min(2, len(scored))
+        n_lists += len(scored) > 0
         others = scored[~scored.suspicious]
         if len(others) and table.suspicious.any():
             assert table[table.suspicious].agreement.max() <= others.agreement.min()
-            n_listed += 1
-    assert n_listed
-    assert capsys.readouterr().out.count("Correct rollouts farthest") <= len(tables)
+            n_compared += 1
+    assert n_compared
+    assert " ".join(capsys.readouterr().out.split()).count("farthest from their group") == n_lists
+
+
+def test_a_batch_is_listed_once(tmp_path, capsys):
+    """Four logs, two generation batches."""
+    trainer = make_trainer(tmp_path, log_completions=True, steps_per_generation=2, max_steps=4, num_generations=4)
+    trainer.add_callback(SuspiciousRolloutsCallback(trainer))
+    trainer.train()
+    assert " ".join(capsys.readouterr().out.split()).count("farthest from their group") == 2
 
 
 def test_rollouts_of_an_evaluation_have_no_agreement(tmp_path):
     trainer = make_trainer(tmp_path, log_completions=True, eval_strategy="steps", eval_steps=1)
     trainer.add_callback(SuspiciousRolloutsCallback(trainer))
     trainer.train()
-    evaluated = pd.read_parquet(max((tmp_path / "completions").glob("*.parquet")))  # the last log is that of the end
-    assert evaluated.contrastive.isna().tail(4).all() and evaluated.agreement.isna().tail(4).all()
+    tables = [pd.read_parquet(path) for path in (tmp_path / "completions").glob("*.parquet")]
+    for table in tables:  # written at the end of an evaluation: rows of training, then of the evaluation
+        assert (table.agreement.notna() <= table.contrastive.notna()).all() and table.contrastive.isna().any()
+        assert (table.agreement.notna() <= (table.letters_reward > 0)).all()
 
 
 def test_asks_for_the_completions_table(tmp_path):

@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 
 import distributed_worker
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -87,7 +89,9 @@ def launched(tmp_path_factory):
 def alone(tmp_path_factory):
     """The same case in this one process."""
     folder = tmp_path_factory.mktemp("alone")
-    return cache(lambda case: distributed_worker.run("alone", folder, case))
+    of_case = cache(lambda case: distributed_worker.run("alone", folder, case))
+    of_case.folder = folder
+    return of_case
 
 
 def moved(report):
@@ -120,9 +124,22 @@ def test_rewards_and_head_are_those_of_one_process(backend, case, launched, alon
     else:
         assert moved(first) > 1e-3 and min(batch["column"].min() for batch in first["seen"]) < -1e-3
     names = {"loss", "reward", "reward_std", "contrastive/head_loss", "contrastive/embedding_cosine_correct_wrong"}
+    names |= {"contrastive/trust", "contrastive/lucky_share"}
     for row, reference in zip(first["log"], one["log"], strict=True):
         for name in names & reference.keys():
             assert row[name] == (pytest.approx(reference[name], abs=2e-5) if reference[name] is not None else None)
+
+
+def test_the_completions_table_is_that_of_one_process(launched, alone):
+    """Each rollout's agreement stands beside it, whichever process it was on."""
+    assert alone("readout") and launched("ddp")("readout")
+    tables = [
+        pd.concat(pd.read_parquet(path) for path in sorted((run.folder / "readout" / "completions").glob("*.parquet")))
+        for run in (launched("ddp"), alone)
+    ]
+    assert tables[0].completion.astype(str).tolist() == tables[1].completion.astype(str).tolist()
+    np.testing.assert_allclose(*(table.agreement for table in tables), atol=2e-5)
+    assert 0 < tables[0].agreement.notna().sum() < len(tables[0])
 
 
 def test_traffic_grows_with_embeddings_not_with_hidden_states(launched):

@@ -28,7 +28,7 @@ def test_shares_and_statistics():
     loss = torch.tensor([[1.0, 3.0, 0.0], [0.0, 0.0, 0.0]])
     reward = torch.tensor([[-0.2, -0.5, 0.0], [0.0, 0.0, 0.0]])
     valid = torch.tensor([[True, True, True], [True, True, False]])
-    metrics = rollout_metrics(loss, anchor, reward, anchor & correct, correct, valid, floor=-0.5)
+    metrics = rollout_metrics(loss, anchor, reward, anchor & correct, reward <= -0.5, correct, valid)
     expected = {
         "head_loss": 2.0, "correct_rollouts": 5 / 6, "anchors": 2 / 6, "trivial_groups": 0.5, "left_out_rollouts": 1 / 6,
         "floor_rewards": 0.5, "loss/mean": 2.0, "loss/min": 1.0, "loss/max": 3.0,

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from clipo_trl import contrastive_loss, contrastive_reward, similarity_readout
+from clipo_trl import contrastive_loss, similarity_readout
+from clipo_trl.contrastive_reward import readout_reward
 
 
 P, G, D = 4, 6, 5
@@ -80,26 +81,51 @@ def test_the_odd_one_out_scores_lowest_and_twins_score_alike():
 
 @pytest.mark.parametrize("reward_type", TYPES)
 @pytest.mark.parametrize("weight", [0.2, 1.0, 1000.0])
-def test_a_correct_rollout_stays_above_a_wrong_one(reward_type, weight):
+@pytest.mark.parametrize("offset", [0.0, 0.3, -0.3])
+def test_a_correct_rollout_stays_above_a_wrong_one(reward_type, weight, offset):
     generator = torch.Generator().manual_seed(2)
     embeddings = torch.nn.functional.normalize(torch.randn(200, 8, 3, generator=generator), dim=-1)
     correct = torch.rand(200, 8, generator=generator) < 0.5
     score, _ = similarity_readout(embeddings, correct, reward_type=reward_type)
-    reward = contrastive_reward(-score, correct, weight=weight, floor=-0.49)
+    reward = readout_reward(score, correct, weight=weight, offset=offset, floor=-0.49)
     total = reward + correct.float()  # a verifiable reward of 1
     assert total[correct].min() > total[~correct].max()
-    assert reward.abs().max() <= 0.49  # bounded on both sides
-    assert torch.equal(reward[~correct], torch.zeros_like(reward[~correct]))
+    assert (reward - offset).abs().max() <= 0.49 + 1e-6  # bounded on both sides
+    assert (reward[~correct] == offset).all()
+
+
+def test_readout_reward_by_hand_and_its_arguments():
+    score, correct = torch.tensor([[0.5, -0.1, 9.0, -9.0, 1.0]]), torch.tensor([[True, True, True, True, False]])
+    expected = torch.tensor([[0.2, 0.08, 0.6, -0.4, 0.1]])
+    torch.testing.assert_close(readout_reward(score, correct, weight=0.2, offset=0.1), expected)
+    for settings in ({"weight": -0.1}, {"floor": 0.1}):
+        with pytest.raises(ValueError, match=next(iter(settings))):
+            readout_reward(score, correct, **settings)
+    with pytest.raises(ValueError, match="`score_PG` has shape"):
+        readout_reward(score, correct[:, :2])
+
+
+def test_two_correct_rollouts_agree_with_each_other_alike():
+    correct = torch.tensor([[True, False, True, False, False, False]])
+    score, scored = similarity_readout(EMBEDDINGS[:1], correct)
+    assert scored.sum() == 2
+    torch.testing.assert_close(score, torch.zeros(1, 6, dtype=torch.float64))
 
 
 def test_agreement_is_the_numerator_of_the_loss_without_its_denominator():
-    """For SupCon, minus the loss is agreement / tau less a log-sum that is not the same for all."""
+    """For SupCon, minus the loss is agreement / tau (before centring) less a log-sum that is not the same for all."""
     loss, anchors = contrastive_loss(EMBEDDINGS, CORRECT, loss_type="supcon_out", temperature=0.5)
-    score, _ = similarity_readout(EMBEDDINGS, CORRECT, center=False)
+    score, _ = similarity_readout(EMBEDDINGS, CORRECT)
+    numerator = torch.zeros(P, G, dtype=torch.float64)
     for p, g in anchors.nonzero().tolist():
         others = [a for a in range(G) if a != g]
         log_sum = (EMBEDDINGS[p, others] @ EMBEDDINGS[p, g] / 0.5).logsumexp(0)
-        torch.testing.assert_close(-loss[p, g], score[p, g] / 0.5 - log_sum)
+        numerator[p, g] = 0.5 * (log_sum - loss[p, g])
+    for p in range(P):
+        if anchors[p].any():
+            torch.testing.assert_close(
+                numerator[p, anchors[p]] - numerator[p, anchors[p]].mean(), score[p, anchors[p]]
+            )
 
 
 def test_unknown_type():
