@@ -58,6 +58,7 @@ def draw_all(study: Study, numbers: dict[str, Any], output_dir: Path) -> dict[st
     """Draw all pictures. Returns caption by file name, in the order of the report."""
     drawn = {}
     pictures = {
+        "overview.png": (overview, "Lucky share of right rollouts over training; bands: 95 % intervals over seeds."),
         "differences.png": (differences, "Difference of the primary metric to the reference, with 95 % intervals."),
         "learning_curves.png": (
             learning_curves,
@@ -106,6 +107,32 @@ def line_styles(study: Study) -> dict[str, dict[str, Any]]:
 # ---------------------------------------------------------------------------------------------------------------------
 # Over training
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def overview(study: Study, numbers: dict[str, Any]) -> plt.Figure:
+    """The primary metric alone: a panel a starting policy, the reference and the arms that have a colour of their own."""
+    policies, styles = policies_with_runs(study), line_styles(study)
+    figure, axes = plt.subplots(
+        1, len(policies), figsize=(10.5, 3.4), sharex=True, squeeze=False, layout="constrained"
+    )
+    for axis, policy in zip(axes[0], policies, strict=True):
+        highest = 0.05
+        for arm in study.present(policy):
+            if styles[arm]["color"] in (GREY, LIGHT):
+                continue
+            steps, mean, low, high = _mean_curve(study, policy, arm, PRIMARY)
+            highest = np.nanmax([highest, *mean])
+            axis.plot(steps, mean, **styles[arm])
+            axis.fill_between(steps, low, high, color=styles[arm]["color"], alpha=0.15, linewidth=0)
+        axis.set_title(from_policy(policy))
+        axis.set(ylim=(0, min(1.0, 1.15 * highest)), xmargin=0, xlabel="training step")
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes[0, 0].set_ylabel("lucky share of right rollouts")
+    shown = {arm: style for arm, style in styles.items() if style["color"] not in (GREY, LIGHT)}
+    shown = {arm: style for arm, style in shown.items() if any(arm in study.present(policy) for policy in policies)}
+    handles = [Line2D([], [], **style, label=study.arms[arm]) for arm, style in shown.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    return figure
 
 
 def learning_curves(study: Study, numbers: dict[str, Any]) -> plt.Figure:

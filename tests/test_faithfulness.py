@@ -330,7 +330,14 @@ def test_report(study, tmp_path):
     assert "15 runs are reported" in report
     assert "No run is finished." in report
     drawn = [line.partition("(")[2].rstrip(")") for line in report.splitlines() if line.startswith("![")]
-    assert drawn == ["differences.png", "learning_curves.png", "auroc.png", "generalisation.png", "embeddings.png"]
+    assert drawn == [
+        "overview.png",
+        "differences.png",
+        "learning_curves.png",
+        "auroc.png",
+        "generalisation.png",
+        "embeddings.png",
+    ]
     assert all((tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG") for name in drawn)
 
 
