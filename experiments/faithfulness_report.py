@@ -204,6 +204,15 @@ def policy_lines(study: Study, measured: dict[str, Any]) -> Iterable[str]:
         for arm, levels in measured["arms"].items()
     )
     yield from table(["arm", "seeds"] + [TEST_SETS[name] for name in sets], [start, *rows])
+    yield "\n### Test, over training: accuracy / strict accuracy / lucky share\n"
+    yield from table(
+        ["arm", "step"] + [TEST_SETS[name] for name in sets],
+        (
+            [study.arms[arm], row["step"]] + [" / ".join(percent(row[s][m]) for m in EVAL_METRICS) for s in sets]
+            for arm, rows in measured["evaluations"].items()
+            for row in rows
+        ),
+    )
     for reference, differences in measured["differences"].items():
         if not differences:
             continue
