@@ -74,7 +74,10 @@ class ScriptArguments:
         metadata={"help": "Reward functions: names known to `reward_funcs`, or dotted paths."},
     )
     suspicious_rollouts: int = field(
-        default=0, metadata={"help": "List so many of the correct rollouts farthest from their group at each log."}
+        default=0,
+        metadata={
+            "help": "List so many of the correct rollouts farthest from their group at each log. Needs log_completions."
+        },
     )
     max_unparsable_share: float = field(
         default=0.01, metadata={"help": "Largest share of solutions that the rewards may be unable to read."}
@@ -91,6 +94,11 @@ def main(argv: list[str] | None = None) -> CLIPOTrainer:
     for arguments, name in ((script_args, "dataset_name"), (model_args, "model_name_or_path")):
         if getattr(arguments, name) is None:
             raise ValueError(f"`{name}` is missing: put it into the file given with --config, or add --{name} ...")
+    if script_args.suspicious_rollouts and not training_args.log_completions:
+        raise ValueError(
+            f"`suspicious_rollouts` is {script_args.suspicious_rollouts}, but `log_completions` is off, so there is no table to list "
+            "them in. Add `log_completions: true`, or set `suspicious_rollouts` to 0."
+        )
     model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,

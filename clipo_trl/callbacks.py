@@ -10,6 +10,7 @@ from .trainer import CLIPOMixin
 
 
 SUSPICIOUS = "suspicious"  # column of the completions table
+_ROUNDING = 1e-5  # agreements of rollouts that are as close as each other differ by less
 
 
 class SuspiciousRolloutsCallback(TrainerCallback):
@@ -20,7 +21,7 @@ class SuspiciousRolloutsCallback(TrainerCallback):
 
     They are printed, lowest first, once for each generation batch, and marked in a column `suspicious` of the completions
     table that `log_completions` writes to `output_dir/completions/` and to the trackers; its column `agreement` has that of
-    every correct rollout with another one in its group. The table holds the latest rollouts: those of an evaluation take the
+    every correct rollout with another one in its group (with two more, to differ from 0). The table holds the latest rollouts: those of an evaluation take the
     place of as many of training, and have no agreement.
 
     Where most correct rollouts of a group are right by luck, it is the sound ones that are far: read what you see.
@@ -55,8 +56,8 @@ class SuspiciousRolloutsCallback(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         rollouts = self.trainer._logs
         agreement = list(rollouts["extra"][AGREEMENT])
-        scored = [row for row, value in enumerate(agreement) if value is not None]
-        farthest = sorted(scored, key=agreement.__getitem__)[: self.num_rollouts]
+        below = [row for row, value in enumerate(agreement) if value is not None and value < -_ROUNDING]
+        farthest = sorted(below, key=agreement.__getitem__)[: self.num_rollouts]
         # TRL builds its table after the callbacks have seen the log.
         rollouts["extra"][SUSPICIOUS] = [row in farthest for row in range(len(agreement))]
         n_batches, self._n_listed = self._n_listed, self.trainer._n_generation_batches

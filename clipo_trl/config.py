@@ -185,7 +185,9 @@ class CLIPOConfigMixin:
     )
     contrastive_success_rewards: list[str] | None = field(
         default=None,
-        metadata={"help": "Reward functions whose weighted sum decides success. Default: all."},
+        metadata={
+            "help": "Reward functions whose weighted sum decides success. Default: all but contrastive_step_reward."
+        },
     )
     contrastive_success_threshold: float = field(
         default=0.0,

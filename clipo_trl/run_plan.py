@@ -107,7 +107,7 @@ def describe_clipo(trainer: CLIPOTrainer, plan: Plan) -> dict[str, str]:
     shape = " -> ".join(str(size) for size in [head.hidden_size, *(layer.out_features for layer in head.layers)])
     start = f", from {args.contrastive_head_path}" if args.contrastive_head_path else ""
     learning = "frozen" if args.freeze_contrastive_head else f"learning rate {args.contrastive_learning_rate:g}"
-    success = args.contrastive_success_rewards or [n for n in trainer.reward_func_names if n != "contrastive"]
+    success = [trainer.reward_func_names[column] for column in trainer._success_columns]
     bound = args.contrastive_reward_floor
     if args.contrastive_reward_type == "loss":
         reward = f"{args.contrastive_reward_offset:g} - {args.contrastive_reward_weight:g} (lambda) x loss, at least {bound:g}"
@@ -121,11 +121,13 @@ def describe_clipo(trainer: CLIPOTrainer, plan: Plan) -> dict[str, str]:
     if warmup >= plan.generation_batches and policy == "frozen":
         policy = "frozen IN ALL OF THIS RUN: lower contrastive_warmup_steps or train longer"
     return {
-        "head": f"{head.head_type} {shape}, {sum(p.numel() for p in head.parameters()):,} parameters, {learning}{start}",
+        "head": f"{head.head_type} {shape}, {sum(p.numel() for p in head.parameters()):,} parameters, {learning}{start}"
+        + (f", states {head.debias}" if head.debias else ""),
         "contrastive loss": f"{args.contrastive_loss_type}, {args.contrastive_similarity} / temperature "
         f"{args.contrastive_temperature:g}, level {args.contrastive_level}, anchors {args.contrastive_anchors}",
         "contrastive reward": reward,
         "success": f"{' + '.join(success)} > {args.contrastive_success_threshold:g}",
+        "step checker": args.contrastive_step_reward or "none",
         "warm-up": f"first {warmup:,} generation batches: head learns, policy {policy}" if warmup else "none",
     }
 

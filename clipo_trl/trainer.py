@@ -272,6 +272,7 @@ class CLIPOMixin(CaptureMixin, CheckpointMixin, TrainMetricsMixin, EvalMetricsMi
             trust = self._calibration.update(reward_PG, is_paid_PG & (steps_PG > 0), is_paid_PG & (steps_PG <= 0))
             reward_PG = args.contrastive_reward_offset + trust * (reward_PG - args.contrastive_reward_offset)
             self._log_contrastive("trust", trust)
+            self._log_contrastive("checked_pairs", self._calibration.n_pairs)
         if is_anchor_PG.any() and not args.freeze_contrastive_head:
             (loss_PG.sum() / is_anchor_PG.sum()).backward()
             self._step_head(embeddings_BD, embeddings_ND.grad[local])

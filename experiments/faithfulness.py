@@ -45,6 +45,7 @@ from .starting_policy import Phase, evaluate_policy, warm_start
 
 
 REFERENCE = "grpo"  # differences are to this arm
+ARM_NAMES, POLICY_NAMES = ", ".join(arms.ARMS), ", ".join(arms.POLICIES)
 COMPARED = ("permuted", "agreement_permuted")  # and to these controls
 
 console = Console() if sys.stdout.isatty() else Console(width=120)
@@ -57,11 +58,11 @@ class Settings:
     )
     arms: list[str] = field(
         default_factory=lambda: ["core"],
-        metadata={"help": "Arms to run and report: names of `experiments.arms.ARMS`, `core` or `all`."},
+        metadata={"help": f"Arms to run and report: `core`, `all`, or some of {ARM_NAMES}."},
     )
     policies: list[str] = field(
         default_factory=lambda: ["all"],
-        metadata={"help": "Starting policies: names of `experiments.arms.POLICIES`, or `all`."},
+        metadata={"help": f"Starting policies: `all`, or some of {POLICY_NAMES}."},
     )
     seeds: int = field(default=20, metadata={"help": "How many seeds an arm."})
     first_seed: int = field(
@@ -112,7 +113,11 @@ def main(argv: list[str] | None = None) -> int:
         "command goes on with what is not finished.",
     )
     try:
-        return experiment(parser.parse_args_into_dataclasses(argv)[0])
+        settings = parser.parse_args_into_dataclasses(argv)[0]
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        return experiment(settings)
     except KeyboardInterrupt:
         console.print("Stopped. What is finished is kept; the same command goes on.")
         return 130

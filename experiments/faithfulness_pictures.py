@@ -58,11 +58,14 @@ def draw_all(study: Study, numbers: dict[str, Any], output_dir: Path) -> dict[st
     """Draw all pictures. Returns caption by file name, in the order of the report."""
     drawn = {}
     pictures = {
-        "overview.png": (overview, "Lucky share of right rollouts over training; bands: 95 % intervals over seeds."),
+        "overview.png": (
+            overview,
+            "Lucky share of right rollouts over training, a moving mean of 11 steps; bands: 95 % intervals over seeds.",
+        ),
         "differences.png": (differences, "Difference of the primary metric to the reference, with 95 % intervals."),
         "learning_curves.png": (
             learning_curves,
-            "Accuracy and lucky share of the training rollouts; bands: 95 % intervals.",
+            "Accuracy and lucky share of the training rollouts, moving means of 11 steps; bands: 95 % intervals.",
         ),
         "auroc.png": (auroc_curves, "How well rewards, embeddings and hidden states tell sound from lucky rollouts."),
         "generalisation.png": (generalisation, "Accuracy and lucky share at the end of training, on four test sets."),
@@ -271,7 +274,7 @@ def differences(study: Study, numbers: dict[str, Any]) -> plt.Figure | None:
         axis.set_ylim(len(shown) - 0.4, -0.6)
     reference = study.arms[study.reference]
     figure.supxlabel(
-        f"lucky share of the last {LAST_STEPS} training steps: percentage points above or below {reference}",
+        f"lucky share of the last {min(LAST_STEPS, study.settings['steps'])} training steps: percentage points above or below {reference}",
         fontsize=10,
     )
     return figure

@@ -143,11 +143,12 @@ def evaluations(runs: Iterable[Run]) -> list[dict[str, Any]]:
 
 def report_lines(study: Study, numbers: dict[str, Any], drawn: Mapping[str, str]) -> Iterable[str]:
     settings = study.settings
+    n_last = min(LAST_STEPS, settings["steps"])
     last_seed = settings["first_seed"] + settings["seeds"] - 1
     yield "# Lucky rollouts with GRPO and CLIPO\n"
     yield (
         "A rollout is *right* if its answer is, *sound* if every step is right as well, and *lucky* if it is right with a wrong step. "
-        f"The primary metric, fixed beforehand, is the share of lucky rollouts among the right ones over the last {LAST_STEPS} "
+        f"The primary metric, fixed beforehand, is the share of lucky rollouts among the right ones over the last {n_last} "
         "training steps. Strict accuracy is the share of sound rollouts. AUROC: how well a score tells the sound from the lucky "
         "rollouts of a group (0.5: not at all, 1: perfectly), mean over all training steps. Sound less lucky: difference of the "
         "contrastive reward paid, in units of the answer's reward of 1, mean over the same pairs. An anchor is a correct rollout of a "
@@ -177,7 +178,7 @@ def policy_lines(study: Study, measured: dict[str, Any]) -> Iterable[str]:
     if not measured["arms"]:
         yield "No run is finished."
         return
-    yield f"### Training: the last {LAST_STEPS} steps, and AUROC\n"
+    yield f"### Training: the last {min(LAST_STEPS, study.settings['steps'])} steps, and AUROC\n"
     yield from table(
         ["arm", "seeds", "**lucky share**", "accuracy", "AUROC: reward paid", "embeddings", "hidden states"],
         (

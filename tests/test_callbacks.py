@@ -29,8 +29,9 @@ def test_lists_the_correct_rollouts_farthest_from_their_group(tmp_path, capsys):
     for path in tables:
         table = pd.read_parquet(path)
         scored = table[table.agreement.notna()]
-        assert (scored.letters_reward > 0).all() and table.suspicious.sum() == min(2, len(scored))
-        n_lists += len(scored) > 0
+        below = (scored.agreement < -1e-5).sum()  # two correct rollouts alone are as close as each other
+        assert (scored.letters_reward > 0).all() and table.suspicious.sum() == min(2, below)
+        n_lists += below > 0
         others = scored[~scored.suspicious]
         if len(others) and table.suspicious.any():
             assert table[table.suspicious].agreement.max() <= others.agreement.min()

@@ -29,6 +29,11 @@ def even_length(completions, **kwargs) -> list[float]:
     return [float(len(completion[-1]["content"]) % 2 == 0) for completion in completions]
 
 
+def short(completions, **kwargs) -> list[float]:
+    """Stands for a checker of steps."""
+    return [float(len(completion[-1]["content"]) < 6) for completion in completions]
+
+
 @pytest.fixture(scope="module")
 def rows_path(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("data") / "rows.jsonl"
@@ -145,12 +150,15 @@ def test_start_table(run, monkeypatch):
 
 def test_start_table_of_a_readout(run):
     trainer = run(
-        "--max_steps 1 --contrastive_reward_type similarity_gap --contrastive_step_reward even_length",
-        "--contrastive_calibration true --contrastive_reward_floor -0.25",
+        "--max_steps 1 --contrastive_reward_type similarity_gap --contrastive_step_reward short",
+        "--contrastive_calibration true --contrastive_reward_floor -0.25 --contrastive_debias layer_norm",
+        "--reward_funcs test_train_script.even_length test_train_script.short",
     )
     rows = run_plan.describe_clipo(trainer, run_plan.plan_run(trainer.args, 10))
-    expected = "0 + 0.2 (lambda) x similarity gap, within 0.25, calibrated by even_length"
+    expected = "0 + 0.2 (lambda) x similarity gap, within 0.25, calibrated by short"
     assert rows["contrastive reward"] == expected
+    assert rows["success"] == "even_length > 0" and rows["step checker"] == "short"
+    assert rows["head"].endswith(", states layer_norm")
 
 
 # ---------------------------------------------------------------------- configuration
@@ -216,7 +224,7 @@ def test_suspicious_rollouts_are_listed(run, tmp_path, capsys):
     assert "farthest from their group" in " ".join(capsys.readouterr().out.split())
     table = pd.concat(pd.read_parquet(path) for path in (tmp_path / "out" / "completions").glob("*.parquet"))
     assert table.suspicious.any() and table.agreement.notna().any()
-    with pytest.raises(ValueError, match="`log_completions` is False"):
+    with pytest.raises(ValueError, match="`suspicious_rollouts` is 2, but `log_completions` is off"):
         run("--max_steps 1 --suspicious_rollouts 2")
 
 
