@@ -94,6 +94,9 @@ ARMS: dict[str, Arm] = {
     "sorted": Arm("CLIPO, sorted", CLIPO, "sorted"),
     "agreement": Arm("agreement", AGREEMENT),
     "agreement_permuted": Arm("agreement, permuted", AGREEMENT, "permuted"),
+    "spot_check": Arm("GRPO, 1 in 8 spot-checked", SPOT_CHECK),
+    "calibrated_spot_check": Arm("agreement, calibrated, 1 in 8 spot-checked", CALIBRATED | SPOT_CHECK),
+    "calibrated": Arm("agreement, calibrated on 1 in 8", CALIBRATED),
     "agreement_weight_1": Arm("agreement, weight 1", AGREEMENT | {"contrastive_reward_weight": 1.0}),
     "frozen_head": Arm("CLIPO, frozen head", {"contrastive_reward_weight": 0.2, "freeze_contrastive_head": True}),
     "supcon_out": Arm("CLIPO, SupCon", CLIPO | {"contrastive_loss_type": "supcon_out"}),
@@ -101,9 +104,6 @@ ARMS: dict[str, Arm] = {
     "similarity_gap": Arm(
         "similarity gap", AGREEMENT | {"contrastive_reward_type": "similarity_gap", "contrastive_debias": None}
     ),
-    "calibrated": Arm("agreement, calibrated on 1 in 8", CALIBRATED),
-    "spot_check": Arm("GRPO, 1 in 8 spot-checked", SPOT_CHECK),
-    "calibrated_spot_check": Arm("agreement, calibrated, 1 in 8 spot-checked", CALIBRATED | SPOT_CHECK),
 }
 CORE = ("grpo", "clipo", "permuted", "sorted", "agreement", "agreement_permuted")
 
