@@ -212,7 +212,7 @@ def _label_ends(axis: plt.Axes, titles: list[str]) -> None:
         )  # fmt: skip
     if len(ends) < len(lines):
         axis.annotate(
-            "light grey: others", (1.06, 0), xycoords="axes fraction", fontsize=9, color=GREY, annotation_clip=False
+            "light grey: others", (1.06, -0.1), xycoords="axes fraction", fontsize=9, color=GREY, annotation_clip=False
         )
 
 
