@@ -1,10 +1,17 @@
 """Where the pooled hidden states of the rollouts come from during training: one of three ways, chosen once for a run."""
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 
-from .hidden_states import DecodePooler, ForwardPooler, RolloutTokens, left_padded_reads, right_padded
+from .hidden_states import (
+    DecodePooler,
+    ForwardPooler,
+    RolloutTokens,
+    left_padded_reads,
+    right_padded,
+    shown_to_themselves,
+)
 
 
 class CaptureMixin:
@@ -24,9 +31,7 @@ class CaptureMixin:
         args = self.args
         trl_scores_rollouts = args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations) != 0
         trl_scores_rollouts |= self.use_vllm and self.vllm_importance_sampling_correction
-        # `mask_truncated_completions` hides truncated completions from TRL's pass, and so from themselves; its padding on
-        # the left moves learned positions.
-        if trl_scores_rollouts and not (self.mask_truncated_completions or self._reader.shifts_with_left_padding):
+        if trl_scores_rollouts and not self._reader.shifts_with_left_padding:  # TRL pads on the left
             return "fused"
         plain_generate = not (
             self.use_vllm or self.use_transformers_continuous_batching or self.rollout_func or self.tools
@@ -35,12 +40,12 @@ class CaptureMixin:
 
     def _generate(self, prompts):
         pooler = None
-        if self.model.training and self._way == "decode":
+        if not self._evaluating and self._way == "decode":
             pooler = DecodePooler(self.eos_token_ids, self.args.contrastive_pooling)
         with self._reader.watch(pooler) if pooler is not None else nullcontext():
             output = super()._generate(prompts)
         self._forget_order_of_layers()
-        if not self.model.training:
+        if self._evaluating:
             return output
         prompt_ids, completion_ids, tool_mask, _, _, _, images = output[:7]
         if any(images or []):  # inside messages, from a tool or from an environment: no column told of them
@@ -71,17 +76,25 @@ class CaptureMixin:
         return None if self.accelerator.gather(missing).any() else pooled_BH
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
-        scored = (model, input_ids, attention_mask, logits_to_keep, *args)
         # The first pass after generation is that of the policy; the one of a reference adapter may follow.
         if self._tokens is None or self._way != "fused" or self._pooled_BH is not None:
-            return super()._get_per_token_logps_and_entropies(*scored, **kwargs)
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+            )
         n_prompt = input_ids.size(1) - logits_to_keep
         reads_BL = left_padded_reads(self._tokens, self.args.contrastive_pooling, n_prompt, logits_to_keep)
         pooler = ForwardPooler(reads_BL.to(input_ids.device))
+        shown = attention_mask
+        if self.mask_truncated_completions:
+            shown = shown_to_themselves(attention_mask, self._tokens, n_prompt)
         with self._reader.watch(pooler):
-            output = super()._get_per_token_logps_and_entropies(*scored, **kwargs)
+            logps, *others = super()._get_per_token_logps_and_entropies(
+                model, input_ids, shown, logits_to_keep, *args, **kwargs
+            )
         self._pooled_BH = pooler.result()
-        return output
+        if shown is not attention_mask:  # 0, as TRL has it for tokens that are masked
+            logps = logps.masked_fill(attention_mask[:, n_prompt:] == 0, 0.0)
+        return logps, *others
 
     @torch.no_grad()
     def _forward_pooled(self) -> torch.Tensor:
@@ -89,26 +102,36 @@ class CaptureMixin:
         tokens, pooling = self._tokens, self.args.contrastive_pooling
         by_length = sorted(range(len(tokens)), key=tokens.length, reverse=True)
         pooled_BH = torch.empty(len(tokens), self._reader.hidden_size, device=self.accelerator.device)
-        policy = self.accelerator.unwrap_model(self.model_wrapped)
-        was_training = policy.training
-        policy.eval()  # states without dropout, and without a draw from the global random state
         n_rows = self.args.per_device_train_batch_size  # the same number of passes on every process, as ZeRO-3 needs
-        for start in range(0, len(tokens), n_rows):
-            rows = by_length[start : start + n_rows]
-            input_ids, attention_mask, reads = right_padded(
-                tokens, rows, pooling, self._tokenizer.pad_token_id, self.accelerator.device
-            )
-            pooler = ForwardPooler(reads)
-            with self._reader.watch(pooler), self.accelerator.autocast():
-                self._forward_redirection(
-                    self.model_wrapped,
-                    policy,
-                    self._reader.decoder,
-                    input_ids=input_ids,
-                    attention_mask=attention_mask,
-                    use_cache=False,
+        with self._passing_through_the_decoder() as decoder:
+            for start in range(0, len(tokens), n_rows):
+                rows = by_length[start : start + n_rows]
+                input_ids, attention_mask, reads = right_padded(
+                    tokens, rows, pooling, self._tokenizer.pad_token_id, self.accelerator.device
                 )
-            pooled_BH[rows] = pooler.result().to(pooled_BH.device)
-            self._log_contrastive("extra_forward_passes", 1.0)
-        policy.train(was_training)
+                pooler = ForwardPooler(reads)
+                with self._reader.watch(pooler), self.accelerator.autocast():
+                    decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+                pooled_BH[rows] = pooler.result().to(pooled_BH.device)
+                self._log_contrastive("extra_forward_passes", 1.0)
         return pooled_BH
+
+    @contextmanager
+    def _passing_through_the_decoder(self):
+        """
+        Calls of the decoder through its distributed wrapper, in evaluation mode: states without dropout, and without a draw from
+        the global random state. Mode and methods are the policy's own again afterwards, also after a fault.
+        """
+        policy = self.accelerator.unwrap_model(self.model_wrapped)
+        was_training, own_forward = policy.training, policy.__dict__.get("forward")
+        policy.eval()
+        try:
+            yield lambda **inputs: self._forward_redirection(
+                self.model_wrapped, policy, self._reader.decoder, **inputs
+            )
+        finally:
+            policy.train(was_training)
+            if own_forward is None:  # TRL's redirection puts one there
+                policy.__dict__.pop("forward", None)
+            else:
+                policy.forward = own_forward

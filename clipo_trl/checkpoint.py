@@ -100,6 +100,7 @@ class CheckpointMixin:
                 "draw_generator": self._draw_generator.get_state(),
                 "calibration": asdict(self._calibration),
                 "n_generation_batches": self._n_generation_batches,
+                "warmup_start": self._warmup_start,
                 "num_processes": self.accelerator.num_processes,
             }
             torch.save(state, os.path.join(output_dir, STATE_NAME))
@@ -187,12 +188,14 @@ class CheckpointMixin:
         if not has_state:
             fresh = "The optimizer of the contrastive head" if has_head else "The contrastive head"
             logger.warning(f"{checkpoint} has no {STATE_NAME}. {fresh} and its warm-up start afresh.")
+            self._warmup_start = self.state.global_step
             return
         state = torch.load(os.path.join(checkpoint, STATE_NAME), map_location="cpu", weights_only=True)
         self._head_optimizer.load_state_dict(state["optimizer"])
         self._draw_generator.set_state(state["draw_generator"])
         self._calibration = Calibration(**state.get("calibration", {}))  # checkpoints of version 0.1.0 have none
         self._n_generation_batches = state["n_generation_batches"]
+        self._warmup_start = state.get("warmup_start", 0)
         self._load_rollouts(checkpoint, state["num_processes"])
 
     def _load_rollouts(self, checkpoint: str, num_processes: int) -> None:

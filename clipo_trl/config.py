@@ -6,7 +6,7 @@ of one prompt, H hidden size of the policy, D embedding size.
 
 import copy
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from trl import GRPOConfig
@@ -83,13 +83,16 @@ class CLIPOConfigMixin:
             Never update the head.
         contrastive_warmup_steps (`int`, *optional*, defaults to `0`):
             Number W of generation batches (each is one step of the head) during which only the head learns from the
-            contrastive loss. The paper uses 14 (GSM8K) and 58 (MATH): one epoch.
+            contrastive loss. The paper uses 14 (GSM8K) and 58 (MATH): one epoch. A frozen policy waits for whole optimizer
+            steps, and the learning rate's schedule waits with it.
         contrastive_warmup_policy (`str`, *optional*, defaults to `"frozen"`):
             The policy during warm-up: `"frozen"` (no forward, no backward, weights untouched; the paper's way) or
             `"verifiable_reward"` (it trains on the verifiable reward alone).
         contrastive_success_rewards (`list[str]`, *optional*):
-            Names of the reward functions whose weighted sum decides whether a rollout is correct. Default: all but
-            `contrastive_step_reward`.
+            Names of the reward functions whose weighted sum decides whether a rollout is correct. Default: those known to tell
+            whether the answer is right (`verifiable_reward`, `math_accuracy_reward`, `multiple_choice_reward`, TRL's
+            `accuracy_reward` and `reasoning_accuracy_reward`); where there is none, all but `contrastive_step_reward`. A
+            reward for the format among those makes wrong answers count as correct.
         contrastive_success_threshold (`float`, *optional*, defaults to `0.0`):
             A rollout is correct if that sum is greater than this.
         contrastive_step_reward (`str`, *optional*):
@@ -186,7 +189,7 @@ class CLIPOConfigMixin:
     contrastive_success_rewards: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Reward functions whose weighted sum decides success. Default: all but contrastive_step_reward."
+            "help": "Reward functions whose weighted sum decides success. Default: accuracy rewards if known, else all."
         },
     )
     contrastive_success_threshold: float = field(
@@ -272,6 +275,23 @@ class CLIPOConfigMixin:
                 "`contrastive_warmup_policy='verifiable_reward'`."
             )
 
+    @classmethod
+    def from_grpo_config(cls, args: GRPOConfig):
+        """
+        Return a copy of a parent's configuration (already checked by its own class), such as a plain `GRPOConfig`, as one of this
+        class; the fields that the parent lacks take their defaults.
+        """
+        config = copy.copy(args)  # a shallow copy, not a new instance: `GRPOConfig` derives fields from each other
+        for new in fields(cls):
+            if new.name not in vars(args):
+                setattr(config, new.name, new.default if new.default_factory is MISSING else new.default_factory())
+        config.__class__ = cls
+        if config.load_best_model_at_end and config.metric_for_best_model == "loss":
+            # What `GRPOConfig` fills in; in RL the loss says nothing about which model is best.
+            config.metric_for_best_model, config.greater_is_better = "reward", True
+        config.check_contrastive_fields()
+        return config
+
     def _check_number(self, name: str, in_range: bool, expected: str) -> None:
         value = getattr(self, name)
         if not (in_range and math.isfinite(value)):
@@ -286,16 +306,3 @@ class CLIPOConfig(CLIPOConfigMixin, GRPOConfig):
 
     One default is another: with `load_best_model_at_end`, the best model is the one of the highest evaluation `reward`.
     """
-
-    @classmethod
-    def from_grpo_config(cls, args: GRPOConfig) -> "CLIPOConfig":
-        """Return a copy of a plain `GRPOConfig` (already checked by its own class) with CLIPO's default fields."""
-        config = copy.copy(args)  # a shallow copy, not a new instance: `GRPOConfig` derives fields from each other
-        config.__class__ = cls
-        for contrastive_field in fields(CLIPOConfigMixin):
-            setattr(config, contrastive_field.name, contrastive_field.default)
-        if config.load_best_model_at_end and config.metric_for_best_model == "loss":
-            # What `GRPOConfig` fills in; in RL the loss says nothing about which model is best.
-            config.metric_for_best_model, config.greater_is_better = "reward", True
-        config.check_contrastive_fields()
-        return config

@@ -92,6 +92,22 @@ def left_padded_reads(tokens: RolloutTokens, pooling: str, n_prompt: int, n_comp
     return reads_BL
 
 
+def shown_to_themselves(attention_mask_BL: torch.Tensor, tokens: RolloutTokens, n_prompt: int) -> torch.Tensor:
+    """
+    TRL's attention mask with `mask_truncated_completions`, in which truncated completions are hidden altogether, from themselves
+    too: here they see themselves. Their last token stays hidden: nothing sees it, its state is not read, and the mask keeps a zero
+    wherever it had one (transformers computes differently, in the last digits, without).
+    """
+    n_completion = attention_mask_BL.size(1) - n_prompt
+    device = attention_mask_BL.device
+    n_seen_B = torch.tensor([len(ids) - 1 for ids in tokens.completion_ids], device=device)
+    hidden_B1 = attention_mask_BL[:, n_prompt:].sum(1, keepdim=True) == 0
+    seen_BC = hidden_B1 & (torch.arange(n_completion, device=device) < n_seen_B.unsqueeze(1))
+    shown_BL = attention_mask_BL.clone()
+    shown_BL[:, n_prompt:][seen_BC] = 1
+    return shown_BL
+
+
 def pool(states_BLH: torch.Tensor, reads_BL: torch.Tensor) -> torch.Tensor:
     """Mean over the positions where `reads_BL` is True: (B, H), float32; zeros where a row reads nothing."""
     # Not a product with the mask: NaN at a padded position must not leak into the mean.
@@ -223,7 +239,8 @@ class DecodePooler:
         self._states_BH = None
 
     def __call__(self, states_BLH: torch.Tensor, input_ids_BL: torch.Tensor | None) -> None:
-        states_BH = states_BLH[:, -1].float()
+        # A copy: a view would keep the states of all prompts alive.
+        states_BH = states_BLH[:, -1].to(torch.float32, copy=True)
         if self._states_BH is None or states_BLH.size(1) > 1:  # the prompts: the state that samples the first token
             self._first_BH = states_BH
             self._states_BH = states_BH if self._pooling == "last" else torch.zeros_like(states_BH)

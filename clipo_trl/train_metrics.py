@@ -1,4 +1,4 @@
-"""What training logs about a generation batch: metrics under `contrastive/`, and a column of the completions table."""
+"""What training logs about a generation batch: metrics under `contrastive/`, and columns of the completions table."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from .metrics import pair_cosines, rollout_metrics, sound_against_lucky
 from .readout import similarity_readout
 
 
-AGREEMENT = "agreement"  # column of the completions table
+GROUP, LOSS, AGREEMENT = "group", "contrastive_loss", "agreement"  # columns of the completions table
 
 
 class TrainMetricsMixin:
@@ -60,13 +60,20 @@ class TrainMetricsMixin:
         n_lucky = (correct_PG & valid_PG & lucky_PG).sum().item()
         self._log_contrastive("lucky_share", n_lucky / n_correct if n_correct else float("nan"))
 
-    def _add_to_completions_table(self, agreement: list[float | None]) -> None:
+    def _add_to_completions_table(self, n_rows: int, scores_BX: dict[str, torch.Tensor] | None = None) -> None:
         """
-        Agreement of each embedding: mean cosine to the group's other correct rollouts, less the mean of that over the group;
-        NaN or None where there is none.
+        Columns of the completions table for the `n_rows` rollouts of this process: the number of the rollout's group in its
+        generation batch, or test set; `contrastive_loss`; and `agreement`, the mean cosine of its embedding to the group's other correct ones,
+        less the mean of that over the group. Empty where there is none, as in evaluation.
         """
-        if self.log_completions:
-            self._log_completion_extra(AGREEMENT, [None if x is None or x != x else x for x in agreement])
+        if not self.log_completions:
+            return
+        G = self.num_generations_eval if self._evaluating else self.num_generations
+        first = sum(map(len, self._test_rewards)) + self.accelerator.process_index * n_rows
+        self._log_completion_extra(GROUP, [row // G for row in range(first, first + n_rows)])
+        for name in (LOSS, AGREEMENT):
+            scores = [None] * n_rows if scores_BX is None else scores_BX[name].tolist()
+            self._log_completion_extra(name, [None if x is None or x != x else x for x in scores])
 
     def _log_contrastive(self, name: str, value: float) -> None:
         self._metrics["train"][f"contrastive/{name}"].append(value)

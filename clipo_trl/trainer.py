@@ -10,6 +10,7 @@ import copy
 import inspect
 import textwrap
 import time
+from collections.abc import Callable
 
 import torch
 from accelerate.logging import get_logger
@@ -21,17 +22,29 @@ from .calibration import Calibration
 from .capture import CaptureMixin
 from .checkpoint import CheckpointMixin
 from .config import CLIPOConfig, CLIPOConfigMixin
+from .continuous_batching import ContinuousBatchingMixin
 from .contrastive_reward import contrastive_reward, readout_reward
 from .eval_metrics import EvalMetricsMixin
 from .groups import group_means
 from .head import ContrastiveHead, load_head
 from .hidden_states import HiddenStateReader
 from .losses import contrastive_loss
+from .mode import ModeMixin
 from .readout import similarity_readout
-from .train_metrics import TrainMetricsMixin
+from .train_metrics import AGREEMENT, LOSS, TrainMetricsMixin
+from .warmup import WarmupMixin
 
 
 logger = get_logger(__name__)
+
+# Reward functions that say whether the answer is right: of `reward_funcs`, and TRL's.
+ACCURACY_REWARDS = (
+    "verifiable_reward",
+    "math_accuracy_reward",
+    "multiple_choice_reward",
+    "accuracy_reward",
+    "reasoning_accuracy_reward",
+)
 
 
 def contrastive(completions, **kwargs) -> list[None]:
@@ -39,7 +52,15 @@ def contrastive(completions, **kwargs) -> list[None]:
     return [None] * len(completions)
 
 
-class CLIPOMixin(CaptureMixin, CheckpointMixin, TrainMetricsMixin, EvalMetricsMixin):
+class CLIPOMixin(
+    ModeMixin,
+    WarmupMixin,
+    CaptureMixin,
+    ContinuousBatchingMixin,
+    CheckpointMixin,
+    TrainMetricsMixin,
+    EvalMetricsMixin,
+):
     """
     CLIPO for any trainer that is shaped like `GRPOTrainer`: `class MyTrainer(CLIPOMixin, GMPOTrainer)`, with a
     configuration `class MyConfig(CLIPOConfigMixin, GMPOConfig)`.
@@ -50,28 +71,13 @@ class CLIPOMixin(CaptureMixin, CheckpointMixin, TrainMetricsMixin, EvalMetricsMi
 
     _config_class = CLIPOConfig
 
-    def __init__(self, model, reward_funcs=None, args=None, *positional, **kwargs):
-        # The parent takes the rest by keyword or by place; here it is looked at by name.
-        names = list(inspect.signature(GRPOTrainer.__init__).parameters)[4:]
-        kwargs.update(zip(names, positional, strict=False))
-        args = self._with_contrastive_fields(args, model)
-        self._refuse_images(kwargs.get("train_dataset"))
-
-        # Place the column, without touching the caller's lists.
-        reward_funcs = [] if reward_funcs is None else reward_funcs
-        reward_funcs = [*reward_funcs] if isinstance(reward_funcs, list) else [reward_funcs]
-        self._column = len(reward_funcs)
+    def __init__(self, *args, **kwargs):
+        given = self._by_name(*args, **kwargs)
+        args = given["args"] = self._with_contrastive_fields(given.get("args"), given.get("model"))
+        self._refuse_images(given.get("train_dataset"))
         weights = args.reward_weights
-        if weights is not None:
-            args = copy.copy(args)
-            args.reward_weights = [*weights, 1.0]  # lambda is applied before the floor, so the column weighs 1
-        processing_classes = kwargs.get("reward_processing_classes")
-        if processing_classes is not None:
-            if not isinstance(processing_classes, list):
-                processing_classes = [processing_classes]
-            kwargs["reward_processing_classes"] = [*processing_classes, None]
-
-        super().__init__(model, [*reward_funcs, contrastive], args, **kwargs)
+        self._place_column(given)
+        super().__init__(**given)
         self.args.reward_weights = weights
         self._success_columns = self._find_success_columns()
         self._step_column = self._find_step_column()
@@ -100,10 +106,54 @@ class CLIPOMixin(CaptureMixin, CheckpointMixin, TrainMetricsMixin, EvalMetricsMi
         # InfoNCE's draw is the same on every process, and leaves the global random state alone.
         self._draw_generator = torch.Generator().manual_seed(self.args.seed)
         self._calibration = Calibration()
+        self._plan_warmup()
         self._n_generation_batches = 0  # scored so far in training: the warm-up counts them
         self._tokens = self._pooled_BH = None
 
     # ------------------------------------------------------------------ construction
+
+    @classmethod
+    def _by_name(cls, *args, **kwargs) -> dict:
+        """Arguments of the parent, by its own names and places: a subclass of `GRPOTrainer` may have others."""
+        for parent in cls.__mro__[cls.__mro__.index(CLIPOMixin) + 1 :]:
+            if "__init__" in vars(parent):
+                signature = inspect.signature(parent.__init__)
+                if "reward_funcs" in signature.parameters:
+                    _, *given = signature.bind(None, *args, **kwargs).arguments.items()
+                    by_name = {}
+                    for name, value in given:
+                        is_rest = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+                        by_name.update(value if is_rest else {name: value})
+                    return by_name
+        raise TypeError(
+            f"`{cls.__name__}` has no parent with an argument `reward_funcs`. Put `CLIPOMixin` before a trainer that is shaped like "
+            "`GRPOTrainer`."
+        )
+
+    def _place_column(self, given: dict) -> None:
+        """Give the contrastive reward a column, a weight and a processing class, without touching the caller's lists."""
+        reward_funcs, args = given.get("reward_funcs"), given["args"]
+        reward_funcs = [] if reward_funcs is None else reward_funcs
+        reward_funcs = [*reward_funcs] if isinstance(reward_funcs, list | tuple) else [reward_funcs]
+        self._column = len(reward_funcs)
+        given["reward_funcs"] = [*reward_funcs, contrastive]
+        if args.reward_weights is not None:
+            self._check_length("reward_weights", args.reward_weights)
+            given["args"] = copy.copy(args)
+            # lambda is applied before the floor, so the column weighs 1
+            given["args"].reward_weights = [*args.reward_weights, 1.0]
+        classes = given.get("reward_processing_classes")
+        if classes is not None:
+            classes = classes if isinstance(classes, list) else [classes]
+            self._check_length("reward_processing_classes", classes)
+            given["reward_processing_classes"] = [*classes, None]
+
+    def _check_length(self, name: str, values: list) -> None:
+        if len(values) != self._column:
+            raise ValueError(
+                f"`{name}` has {len(values)} entries, but `reward_funcs` has {self._column}: give one for each of your reward "
+                "functions, in their order. CLIPO's own column takes care of itself."
+            )
 
     def _with_contrastive_fields(self, args, model) -> CLIPOConfigMixin:
         if args is None:
@@ -111,15 +161,16 @@ class CLIPOMixin(CaptureMixin, CheckpointMixin, TrainMetricsMixin, EvalMetricsMi
             return self._config_class(f"{name.rstrip('/').split('/')[-1]}-{self._name}")
         if isinstance(args, CLIPOConfigMixin):
             return args
-        if type(args) is GRPOConfig:
-            config = CLIPOConfig.from_grpo_config(args)
+        if isinstance(args, GRPOConfig) and issubclass(self._config_class, type(args)):
+            name = self._config_class.__name__
             logger.info(
-                "`args` is a `GRPOConfig`: CLIPO's fields take their defaults. Pass a `CLIPOConfig` to set them."
+                f"`args` is a `{type(args).__name__}`: CLIPO's fields take their defaults. Pass a `{name}` to set them."
             )
-            return config
+            return self._config_class.from_grpo_config(args)
         raise TypeError(
             f"`args` is a `{type(args).__name__}`, which has no contrastive fields. Pass a `CLIPOConfig`, a `GRPOConfig`, or "
-            f"an instance of `class MyConfig(CLIPOConfigMixin, {type(args).__name__})` decorated with `@dataclass`."
+            f"an instance of `class MyConfig(CLIPOConfigMixin, {type(args).__name__})` decorated with `@dataclass`, which the "
+            "trainer can name as its `_config_class`."
         )
 
     @staticmethod
@@ -141,10 +192,8 @@ class CLIPOMixin(CaptureMixin, CheckpointMixin, TrainMetricsMixin, EvalMetricsMi
                 f"A reward function is named {contrastive.__name__!r}, the name of CLIPO's own column. Rename it."
             )
         wanted = self.args.contrastive_success_rewards
-        if wanted is None:  # a step checker is no judge of answers, unless there is no other
-            wanted = [name for name in names.values() if name != self.args.contrastive_step_reward] or list(
-                names.values()
-            )
+        if wanted is None:
+            wanted = self._default_success_rewards(names)
         unknown = [wanted] if isinstance(wanted, str) else [name for name in wanted if name not in names.values()]
         if unknown or not wanted:
             raise ValueError(
@@ -159,6 +208,26 @@ class CLIPOMixin(CaptureMixin, CheckpointMixin, TrainMetricsMixin, EvalMetricsMi
                 "Give one of them a weight, or name another."
             )
         return columns
+
+    def _default_success_rewards(self, names: dict[int, str]) -> list[str]:
+        """Names of the rewards that decide success where the user named none, said aloud if there was a choice."""
+        # A step checker is no judge of answers, unless there is no other.
+        judges = [name for name in names.values() if name != self.args.contrastive_step_reward] or list(names.values())
+        weights = dict(zip(names.values(), self.reward_weights[list(names)].tolist(), strict=True))
+        accuracy = [name for name in judges if name in ACCURACY_REWARDS and weights[name] > 0]
+        if accuracy and len(accuracy) < len(judges):
+            logger.warning(
+                f"A rollout counts as correct if {' + '.join(accuracy)} > {self.args.contrastive_success_threshold:g}: "
+                f"`contrastive_success_rewards` is not set, and of {judges} that tells whether the answer is right."
+            )
+        elif not accuracy and len(judges) > 1:
+            logger.warning(
+                f"A rollout counts as correct if the weighted sum of ALL rewards, {' + '.join(judges)}, is greater than "
+                f"{self.args.contrastive_success_threshold:g}: a reward for its format alone can make a wrong answer 'correct', "
+                "and the head then learns from the wrong ones. Name the rewards that tell whether the answer is right, for "
+                f"example `contrastive_success_rewards=[{judges[0]!r}]`."
+            )
+        return accuracy or judges
 
     def _find_step_column(self) -> int | None:
         """Column of the reward function that checks the steps, if there is one."""
@@ -181,29 +250,26 @@ class CLIPOMixin(CaptureMixin, CheckpointMixin, TrainMetricsMixin, EvalMetricsMi
     # ------------------------------------------------------------------ reward and head
 
     def _generate_and_score_completions(self, inputs):
-        if not self.model.training:
-            output = super()._generate_and_score_completions(inputs)
-            # The column is empty in evaluation: no mean to log.
-            self._metrics["eval"].pop(f"rewards/{contrastive.__name__}/mean", None)
-            self._metrics["eval"].pop(f"rewards/{contrastive.__name__}/std", None)
-            return output
         try:
             return super()._generate_and_score_completions(inputs)
         finally:
             self._tokens = self._pooled_BH = None
+            # The column is empty in evaluation: no mean to log.
+            self._metrics["eval"].pop(f"rewards/{contrastive.__name__}/mean", None)
+            self._metrics["eval"].pop(f"rewards/{contrastive.__name__}/std", None)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        if not self.model.training:
+        if self._evaluating:
+            self._add_to_completions_table(len(prompts))
             self._keep_test_rewards(rewards_per_func)
-            self._add_to_completions_table([None] * len(prompts))
-        else:
-            start = time.perf_counter()
-            pooled_BH = self._forward_pooled() if self._pooled_BH is None else self._pooled_BH
-            pooled_BH = pooled_BH.to(self.accelerator.device)
-            rewards_per_func[:, self._column] = self._contrastive_column(rewards_per_func, pooled_BH)
-            self._n_generation_batches += 1
-            self._log_contrastive("seconds", time.perf_counter() - start)
+            return rewards_per_func
+        start = time.perf_counter()
+        pooled_BH = self._forward_pooled() if self._pooled_BH is None else self._pooled_BH
+        pooled_BH = pooled_BH.to(self.accelerator.device)
+        rewards_per_func[:, self._column] = self._contrastive_column(rewards_per_func, pooled_BH)
+        self._n_generation_batches += 1
+        self._log_contrastive("seconds", time.perf_counter() - start)
         return rewards_per_func
 
     def _contrastive_column(self, rewards_per_func: torch.Tensor, pooled_BH: torch.Tensor) -> torch.Tensor:
@@ -290,7 +356,13 @@ class CLIPOMixin(CaptureMixin, CheckpointMixin, TrainMetricsMixin, EvalMetricsMi
             pooled_BH,
         )
         agreement_PG, is_scored_PG = similarity_readout(embeddings_PGD, correct_PG, valid_PG=valid_PG)
-        self._add_to_completions_table(agreement_PG.where(is_scored_PG, torch.nan).flatten()[local].tolist())
+        scores_PG = {
+            LOSS: loss_PG.where(is_anchor_PG, torch.nan),
+            AGREEMENT: agreement_PG.where(is_scored_PG, torch.nan),
+        }
+        self._add_to_completions_table(
+            len(pooled_BH), {name: values.detach().flatten()[local] for name, values in scores_PG.items()}
+        )
         if steps_PG is not None:
             self._log_sound_and_lucky(steps_PG, reward_PG, agreement_PG, is_scored_PG, correct_PG, valid_PG, pooled_BH)
         if self._in_warmup() and args.contrastive_warmup_policy == "verifiable_reward":
@@ -319,36 +391,6 @@ class CLIPOMixin(CaptureMixin, CheckpointMixin, TrainMetricsMixin, EvalMetricsMi
         if norm.isfinite():  # a state may be finite and its projection not
             self._head_optimizer.step()
         self._head_optimizer.zero_grad()
-
-    # ------------------------------------------------------------------ warm-up
-
-    def _in_warmup(self) -> bool:
-        """Whether the generation batch that is being scored now belongs to the head's warm-up."""
-        return self._n_generation_batches < self.args.contrastive_warmup_steps
-
-    def _policy_is_frozen(self) -> bool:
-        """Whether the rollouts of the training step that begins now belong to a warm-up with a frozen policy."""
-        if self.args.contrastive_warmup_policy != "frozen":
-            return False
-        generate_every = self.args.steps_per_generation * self.num_iterations
-        generates = self._step % generate_every == 0 or self._buffered_inputs is None  # as TRL decides it
-        batch = self._n_generation_batches if generates else self._n_generation_batches - 1
-        return batch < self.args.contrastive_warmup_steps
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        if not self._policy_is_frozen():
-            return super().training_step(model, inputs, num_items_in_batch)
-        # Rollouts and the head's step, without a forward or backward pass of the policy: no parameter gets a gradient, so
-        # the optimizer's step that follows changes nothing.
-        start = time.perf_counter()
-        model.train()
-        self._prepare_inputs(inputs)
-        self._step += 1
-        self._current_train_step_time += time.perf_counter() - start
-        if self._step % self.current_gradient_accumulation_steps == 0:
-            self._metrics["train"]["step_time"].append(self._current_train_step_time)
-            self._current_train_step_time = 0.0
-        return torch.zeros((), device=self.accelerator.device)
 
 
 class CLIPOTrainer(CLIPOMixin, GRPOTrainer):
@@ -384,3 +426,37 @@ class CLIPOTrainer(CLIPOMixin, GRPOTrainer):
                 eprint       = {arXiv:2603.10101},
             }"""),
     }
+
+    def __init__(
+        self,
+        model,
+        reward_funcs=None,
+        args: CLIPOConfig | GRPOConfig | None = None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        reward_processing_classes=None,
+        callbacks=None,
+        optimizers=(None, None),
+        quantization_config=None,
+        peft_config=None,
+        tools: list[Callable] | None = None,
+        rollout_func=None,
+        environment_factory=None,
+    ):
+        super().__init__(
+            model=model,
+            reward_funcs=reward_funcs,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            reward_processing_classes=reward_processing_classes,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+            tools=tools,
+            rollout_func=rollout_func,
+            environment_factory=environment_factory,
+        )

@@ -50,9 +50,10 @@ class RecordingTrainer(CLIPOTrainer):
         self.columns = []
 
     def _contrastive_column(self, rewards_per_func, pooled_BH):
-        expected = full_forward_states(
-            self.model, self._tokens, self.args.contrastive_pooling, self.args.contrastive_layer
-        )
+        with self.accelerator.autocast():
+            expected = full_forward_states(
+                self.model, self._tokens, self.args.contrastive_pooling, self.args.contrastive_layer
+            )
         self.records.append((self._tokens, pooled_BH.clone(), expected))
         head = copy.deepcopy(self.contrastive_head)
         column = super()._contrastive_column(rewards_per_func, pooled_BH)

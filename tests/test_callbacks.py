@@ -1,5 +1,6 @@
 """The list of suspicious rollouts, in the terminal and in the completions table."""
 
+import numpy as np
 import pandas as pd
 import pytest
 from tiny_models import letters_reward, tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
@@ -48,14 +49,31 @@ def test_a_batch_is_listed_once(tmp_path, capsys):
     assert " ".join(capsys.readouterr().out.split()).count("farthest from their group") == 2
 
 
-def test_rollouts_of_an_evaluation_have_no_agreement(tmp_path):
-    trainer = make_trainer(tmp_path, log_completions=True, eval_strategy="steps", eval_steps=1)
+def test_training_and_evaluation_have_tables_of_their_own(tmp_path):
+    settings = {"log_completions": True, "max_steps": 2, "num_generations_eval": 2, "per_device_eval_batch_size": 4}
+    alone = make_trainer(tmp_path / "alone", **settings)
+    alone.train()
+    trainer = make_trainer(tmp_path / "with", eval_strategy="steps", eval_steps=1, **settings)
+    trainer.eval_dataset = {"small": tiny_dataset(3), "big/er": tiny_dataset(4)}
     trainer.add_callback(SuspiciousRolloutsCallback(trainer))
     trainer.train()
-    tables = [pd.read_parquet(path) for path in (tmp_path / "completions").glob("*.parquet")]
-    for table in tables:  # written at the end of an evaluation: rows of training, then of the evaluation
-        assert (table.agreement.notna() <= table.contrastive.notna()).all() and table.contrastive.isna().any()
-        assert (table.agreement.notna() <= (table.letters_reward > 0)).all()
+    folder = tmp_path / "with" / "completions"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        f"{prefix}completions_0000{step}.parquet" for prefix in ("", "eval_big_er_", "eval_small_") for step in (1, 2)
+    ]
+    table, other = (pd.read_parquet(f / "completions_00001.parquet") for f in (folder, tmp_path / "alone/completions"))
+    pd.testing.assert_frame_equal(table.drop(columns="suspicious"), other)  # as without an evaluation
+    for table in map(pd.read_parquet, sorted(folder.glob("completions_*.parquet"))):
+        assert table.group.tolist() == [0] * 4 + [1] * 4
+        assert (table.agreement.notna() <= (table.letters_reward > 0)).all() and table.contrastive.notna().all()
+        is_anchor = table.contrastive_loss.notna()
+        assert is_anchor.any() and (is_anchor <= (table.letters_reward > 0)).all()
+        reward = (-0.2 * table.contrastive_loss.fillna(0)).clip(lower=-0.5)
+        np.testing.assert_allclose(table.contrastive, reward, atol=1e-6)
+    for name, n_prompts in (("small", 3), ("big_er", 4)):
+        table = pd.read_parquet(folder / f"eval_{name}_completions_00002.parquet")
+        assert table.group.tolist() == [group for group in range(n_prompts) for _ in range(2)]
+        assert not table.filter(["agreement", "contrastive", "contrastive_loss"]).notna().any(axis=None)
 
 
 def test_asks_for_the_completions_table(tmp_path):

@@ -33,8 +33,7 @@ def test_ways_are_chosen_from_the_configuration(tmp_path):
     assert record(tmp_path)._way == "decode"
     assert record(tmp_path, **FUSED)._way == "fused"
     assert record(tmp_path, num_iterations=2)._way == "fused"
-    # TRL's own pass hides truncated completions from themselves
-    assert record(tmp_path, mask_truncated_completions=True, **FUSED)._way == "decode"
+    assert record(tmp_path, mask_truncated_completions=True, **FUSED)._way == "fused"
 
 
 @pytest.mark.parametrize("way", ["decode", "fused"])

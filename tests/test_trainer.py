@@ -1,9 +1,10 @@
 """The trainer: what it adds to GRPO, and what it leaves as it was."""
 
+import inspect
 import json
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -173,11 +174,116 @@ def test_the_mixin_serves_gmpo(tmp_path):
     clipo = trained(tmp_path, CLIPOGMPOTrainer, config_class=CLIPOGMPOConfig, **settings)
     assert same(weights(gmpo.model), weights(zero.model))
     assert not same(weights(gmpo.model), weights(clipo.model))
-    with pytest.raises(TypeError, match="CLIPOConfigMixin, GMPOConfig"):
-        make(tmp_path, CLIPOGMPOTrainer, config_class=GMPOConfig)
+    with pytest.raises(TypeError, match="CLIPOConfigMixin, GMPOConfig"):  # it has fields that `CLIPOConfig` lacks
+        make(tmp_path, config_class=GMPOConfig)
+    plain = make(tmp_path, CLIPOGMPOTrainer, config_class=GMPOConfig)
+    assert type(plain.args) is CLIPOGMPOConfig and plain.args.contrastive_temperature == 0.05
+
+
+@dataclass
+class OtherConfig(GRPOConfig):
+    note: str = "none"
+    words: list = field(default_factory=list)
+
+
+class OtherTrainer(GRPOTrainer):
+    """A trainer of somebody's: its own places, names and configuration."""
+
+    def __init__(self, note, args, train_dataset, model, reward_funcs, *, shout=False, **rest):
+        super().__init__(model, reward_funcs, args, train_dataset=train_dataset, **rest)
+        self.note, self.shout = note, shout
+
+
+@dataclass
+class CLIPOOtherConfig(CLIPOConfigMixin, OtherConfig):
+    more: dict = field(default_factory=dict)
+
+
+class CLIPOOtherTrainer(CLIPOMixin, OtherTrainer):
+    _config_class = CLIPOOtherConfig
+
+
+@pytest.mark.parametrize("config_class", [CLIPOOtherConfig, OtherConfig, GRPOConfig])
+def test_the_mixin_serves_a_trainer_with_other_arguments(tmp_path, config_class):
+    args = tiny_config(tmp_path, config_class, max_steps=2, reward_weights=[2.0])
+    trainer = CLIPOOtherTrainer(
+        "hello", args, tiny_dataset(), tiny_model(), letters_reward, shout=True, processing_class=tiny_tokenizer()
+    )
+    assert (trainer.note, trainer.shout) == ("hello", True)
+    assert type(trainer.args) is CLIPOOtherConfig and type(args) is config_class
+    assert (trainer.args.note, trainer.args.words, trainer.args.more) == ("none", [], {})
+    trainer.train()
+    assert trainer.reward_weights.tolist() == [2.0, 1.0]
+    assert rows(trainer)[0]["contrastive/reward/mean"] < 0
+    with pytest.raises(TypeError, match="missing a required argument: 'model'"):
+        CLIPOOtherTrainer("hello", args, tiny_dataset())
+
+
+def test_an_editor_can_show_the_arguments():
+    ours, theirs = (inspect.signature(cls).parameters for cls in (CLIPOTrainer, GRPOTrainer))
+    assert list(ours) == list(theirs)
+    assert {name: p.default for name, p in ours.items()} == {name: p.default for name, p in theirs.items()}
+
+
+@pytest.mark.parametrize(
+    "settings, kwargs, message",
+    [
+        ({"reward_weights": [1.0, 2.0]}, {}, "`reward_weights` has 2 entries, but `reward_funcs` has 1"),
+        ({}, {"reward_processing_classes": [None, None, None]}, "classes` has 3 entries, but `reward_funcs` has 1"),
+    ],
+)
+def test_errors_count_rewards_as_the_user_does(tmp_path, settings, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, trainer_kwargs=kwargs, **settings)
 
 
 # ---------------------------------------------------------------------- success label, rows left out
+
+
+def accuracy_reward(completions, **kwargs):
+    return letters_reward(completions)
+
+
+def format_reward(completions, **kwargs):
+    return [1.0] * len(completions)
+
+
+@pytest.mark.parametrize(
+    "rewards, settings, decide, said",
+    [
+        ([letters_reward], {}, ["letters_reward"], None),
+        ([accuracy_reward], {}, ["accuracy_reward"], None),
+        ([format_reward, accuracy_reward], {}, ["accuracy_reward"], "correct if accuracy_reward > 0"),
+        ([format_reward, letters_reward], {}, ["format_reward", "letters_reward"], "weighted sum of ALL rewards"),
+        (  # one that weighs nothing decides nothing
+            [format_reward, accuracy_reward],
+            {"reward_weights": [1.0, 0.0]},
+            ["format_reward", "accuracy_reward"],
+            "weighted sum of ALL rewards",
+        ),
+        (
+            [format_reward, letters_reward],
+            {"contrastive_success_rewards": ["letters_reward"]},
+            ["letters_reward"],
+            None,
+        ),
+        ([accuracy_reward, format_reward], {"contrastive_step_reward": "format_reward"}, ["accuracy_reward"], None),
+    ],
+    ids=str,
+)
+def test_which_rewards_decide_success_is_told(tmp_path, caplog, rewards, settings, decide, said):
+    trainer = make(tmp_path, reward_funcs=rewards, **settings)
+    assert [trainer.reward_func_names[column] for column in trainer._success_columns] == decide
+    assert ("success_rewards" in caplog.text) == (said is not None) and (said or "") in caplog.text
+
+
+def test_a_format_reward_does_not_make_wrong_answers_correct(tmp_path):
+    def wrong_reward(completions, **kwargs):
+        return [0.0] * len(completions)
+
+    wrong_reward.__name__ = "accuracy_reward"
+    trainer = trained(tmp_path, reward_funcs=[format_reward, wrong_reward], max_steps=1)
+    assert rows(trainer)[0]["contrastive/correct_rollouts"] == 0
 
 
 def test_success_is_the_weighted_sum_of_the_chosen_rewards(tmp_path):

@@ -115,7 +115,7 @@ def test_the_correction_with_an_adapter(tmp_path, stand_in, beta):
     "settings",
     [
         {"vllm_importance_sampling_correction": False},
-        {"mask_truncated_completions": True, "max_completion_length": 4},  # hidden from TRL's pass
+        {"vllm_importance_sampling_correction": False, "mask_truncated_completions": True, "max_completion_length": 4},
     ],
     ids=str,
 )
@@ -126,16 +126,30 @@ def test_without_it_they_come_from_a_pass_over_the_decoder(tmp_path, stand_in, m
     assert trainer.state.log_history[0]["contrastive/extra_forward_passes"] == 1.0
 
 
-@pytest.mark.parametrize("correction", [True, False])
-def test_weight_zero_is_grpo_bit_for_bit(tmp_path, stand_in, correction):
+MASKED = {"mask_truncated_completions": True, "max_completion_length": 6}
+
+
+def same_length_prompts():
+    """So that no prompt needs padding: the attention mask has zeros for truncated completions alone."""
+    return tiny_dataset().map(lambda row: {"prompt": [{"role": "user", "content": "abc"}]})
+
+
+@pytest.mark.parametrize("prompts", [tiny_dataset, same_length_prompts])
+@pytest.mark.parametrize("correction, masked", [(True, {}), (False, {}), (True, MASKED)])
+def test_weight_zero_is_grpo_bit_for_bit(tmp_path, stand_in, correction, masked, prompts):
     def train(trainer_class, config_class, **settings):
         trainer = trainer_class(
             tiny_model(),
             letters_reward,
             tiny_config(
-                tmp_path, config_class, use_vllm=True, vllm_importance_sampling_correction=correction, **settings
+                tmp_path,
+                config_class,
+                use_vllm=True,
+                vllm_importance_sampling_correction=correction,
+                **masked,
+                **settings,
             ),
-            train_dataset=tiny_dataset(),
+            train_dataset=prompts(),
             processing_class=tiny_tokenizer(),
         )
         passes = []
@@ -149,6 +163,16 @@ def test_weight_zero_is_grpo_bit_for_bit(tmp_path, stand_in, correction):
     )
     assert all(torch.equal(a, b) for a, b in zip(grpo.parameters(), clipo.parameters(), strict=True))
     assert clipo_passes == grpo_passes + (0 if correction else 3)  # three generation batches
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_truncated_completions_that_are_masked_cost_no_second_pass(tmp_path, stand_in, pooling):
+    trainer = record(tmp_path, use_vllm=True, contrastive_pooling=pooling, **MASKED)
+    assert trainer._way == "fused"
+    truncated = [ids[-1] != 1 for tokens, _, _ in trainer.records for ids in tokens.completion_ids]
+    assert any(truncated) and not all(truncated)
+    assert_right(trainer)
+    assert "contrastive/extra_forward_passes" not in trainer.state.log_history[0]
 
 
 def vllm_model(folder):
