@@ -10,6 +10,7 @@ from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from torch import nn
 
 from .config import DEBIAS, HEAD_TYPES, check_choice
+from .precision import full_product
 
 
 # Folder of the head inside the folder of the model that it was trained with.
@@ -24,7 +25,7 @@ class ContrastiveHead(
     paper_url="https://huggingface.co/papers/2603.10101",
 ):
     r"""
-    Projection of pooled hidden states on the unit sphere, in float32.
+    Projection of pooled hidden states on the unit sphere, in float32 whatever autocast and TF32 allow.
 
     `save_pretrained`, `from_pretrained` and `push_to_hub` are those of `huggingface_hub` (safetensors and a JSON file).
 
@@ -101,8 +102,8 @@ class ContrastiveHead(
         elif self.debias in ("mean_subtract", "group_center"):
             states_BH = states_BH - (states_BH.mean(dim=0) if mean_H is None else mean_H)
         for layer in self.layers[:-1]:
-            states_BH = F.relu(layer(states_BH))
-        return F.normalize(self.layers[-1](states_BH), dim=-1)
+            states_BH = F.relu(full_product(states_BH, layer.weight))
+        return F.normalize(full_product(states_BH, self.layers[-1].weight), dim=-1)
 
     @torch.no_grad()
     def fingerprint(self) -> torch.Tensor:
