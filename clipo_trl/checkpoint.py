@@ -22,7 +22,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .calibration import Calibration
-from .head import HEAD_FOLDER, load_head
+from .head import HEAD_FOLDER, SETTINGS, load_head
 
 
 logger = get_logger(__name__)
@@ -57,7 +57,7 @@ def last_whole_checkpoint(output_dir: str) -> str | None:
 class CheckpointMixin:
     """
     Saving and resuming for `CLIPOMixin`. Of it, this uses `contrastive_head`, `_head_optimizer`, `_draw_generator`,
-    `_calibration`, `_n_generation_batches`; of TRL's trainer `_step`, `_buffered_inputs`, `_metrics`.
+    `_calibration`, `_n_generation_batches`, `_log_contrastive`; of TRL's trainer `_step`, `_buffered_inputs`, `_metrics`.
     """
 
     _train_sampler = None  # there is none for an iterable dataset
@@ -144,12 +144,13 @@ class CheckpointMixin:
             super()._run_epoch(*args, **kwargs)
 
     def _load_head(self, checkpoint: str, argument: str) -> None:
-        head = load_head(checkpoint, self.contrastive_head.hidden_size, argument)
-        for field in ("head_type", "embedding_dim", "debias"):
-            saved, here = getattr(head, field), getattr(self.contrastive_head, field)
-            if saved != here:
+        here = {field: getattr(self.contrastive_head, field) for field in SETTINGS}
+        head = load_head(checkpoint, self.contrastive_head.hidden_size, argument, fallback=here)
+        for field, value in here.items():
+            saved = getattr(head, field)
+            if saved != value:
                 raise ValueError(
-                    f"`contrastive_{field}` of this run's head is {here!r}, but the head in the checkpoint {checkpoint!r} "
+                    f"`contrastive_{field}` of this run's head is {value!r}, but the head in the checkpoint {checkpoint!r} "
                     f"(`{argument}`) has {saved!r}. Set `contrastive_{field}` to {saved!r}, or start a run of its own from "
                     "that head with `contrastive_head_path`."
                 )

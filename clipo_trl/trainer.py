@@ -24,7 +24,7 @@ from .config import CLIPOConfig, CLIPOConfigMixin
 from .contrastive_reward import contrastive_reward, readout_reward
 from .eval_metrics import EvalMetricsMixin
 from .groups import group_means
-from .head import ContrastiveHead, load_head
+from .head import ContrastiveHead, check_hidden_size, head_settings, resolve_saved_head
 from .hidden_states import HiddenStateReader
 from .losses import contrastive_loss
 from .readout import similarity_readout
@@ -54,7 +54,8 @@ class CLIPOMixin(CaptureMixin, CheckpointMixin, TrainMetricsMixin, EvalMetricsMi
         # The parent takes the rest by keyword or by place; here it is looked at by name.
         names = list(inspect.signature(GRPOTrainer.__init__).parameters)[4:]
         kwargs.update(zip(names, positional, strict=False))
-        args = self._with_contrastive_fields(args, model)
+        # First of all: a saved head decides which states are read.
+        args, self._saved_head = resolve_saved_head(self._with_contrastive_fields(args, model))
         self._refuse_images(kwargs.get("train_dataset"))
 
         # Place the column, without touching the caller's lists.
@@ -171,12 +172,11 @@ class CLIPOMixin(CaptureMixin, CheckpointMixin, TrainMetricsMixin, EvalMetricsMi
         return names.get(name)
 
     def _make_head(self) -> ContrastiveHead:
-        args, hidden_size = self.args, self._reader.hidden_size
-        if args.contrastive_head_path is not None:
-            return load_head(args.contrastive_head_path, hidden_size)
-        return ContrastiveHead(
-            hidden_size, args.contrastive_embedding_dim, args.contrastive_head_type, args.contrastive_debias, args.seed
-        )
+        hidden_size = self._reader.hidden_size
+        if self._saved_head is None:
+            return ContrastiveHead(hidden_size, seed=self.args.seed, **head_settings(self.args))
+        check_hidden_size(self._saved_head, hidden_size, self.args.contrastive_head_path)
+        return self._saved_head.train()
 
     # ------------------------------------------------------------------ reward and head
 
