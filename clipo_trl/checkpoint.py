@@ -65,15 +65,33 @@ class CheckpointMixin:
     # ------------------------------------------------------------------ saving
 
     def _check_heads_agree(self) -> None:
-        """Raise a `RuntimeError` on every process if the head is not the same, bit for bit, on all of them."""
+        """
+        Compare the heads of all processes, bit for bit. Where they differ by rounding, all go on with that of process 0 and its
+        optimizer; otherwise raise a `RuntimeError` on every process.
+        """
         fingerprints = self.accelerator.gather(self.contrastive_head.fingerprint().view(1)).tolist()
-        different = [process for process, own in enumerate(fingerprints) if own != fingerprints[0]]
-        if different:
+        if len(set(fingerprints)) == 1:
+            return
+        own = {"head": self.contrastive_head.state_dict(), "optimizer": self._head_optimizer.state_dict()}
+        first = broadcast_object_list([send_to_device(own, "cpu")])[0]
+        is_close = torch.tensor(
+            [self.contrastive_head.differs_by_rounding(first["head"])], device=self.accelerator.device
+        )
+        far = [process for process, close in enumerate(self.accelerator.gather(is_close).tolist()) if not close]
+        if far:
             raise RuntimeError(
-                f"`contrastive_head` on process {different} is not that of process 0. All processes must start from the "
+                f"`contrastive_head` on process {far} is not that of process 0. All processes must start from the "
                 "same head (`seed`, `contrastive_head_path`, `resume_from_checkpoint`), and nothing but the trainer may "
                 "change it. Resume from the last checkpoint, whose heads agreed."
             )
+        self.contrastive_head.load_state_dict(first["head"])
+        self._head_optimizer.load_state_dict(first["optimizer"])
+        different = [process for process, other in enumerate(fingerprints) if other != fingerprints[0]]
+        logger.warning(
+            f"`contrastive_head` on process {different} differed from that of process 0 by rounding. All go on with that of "
+            "process 0 and its optimizer. If it happens again and again, look for processes whose devices or libraries differ."
+        )
+        self._log_contrastive("heads_differed", 1.0)
 
     def _save_head(self, folder: str) -> None:
         if self.args.should_save:
