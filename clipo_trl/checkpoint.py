@@ -22,7 +22,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .calibration import Calibration
-from .head import HEAD_FOLDER, load_head
+from .head import HEAD_FOLDER, SETTINGS, load_head
 
 
 logger = get_logger(__name__)
@@ -57,7 +57,7 @@ def last_whole_checkpoint(output_dir: str) -> str | None:
 class CheckpointMixin:
     """
     Saving and resuming for `CLIPOMixin`. Of it, this uses `contrastive_head`, `_head_optimizer`, `_draw_generator`,
-    `_calibration`, `_n_generation_batches`; of TRL's trainer `_step`, `_buffered_inputs`, `_metrics`.
+    `_calibration`, `_n_generation_batches`, `_log_contrastive`; of TRL's trainer `_step`, `_buffered_inputs`, `_metrics`.
     """
 
     _train_sampler = None  # there is none for an iterable dataset
@@ -65,15 +65,33 @@ class CheckpointMixin:
     # ------------------------------------------------------------------ saving
 
     def _check_heads_agree(self) -> None:
-        """Raise a `RuntimeError` on every process if the head is not the same, bit for bit, on all of them."""
+        """
+        Compare the heads of all processes, bit for bit. Where they differ by rounding, all go on with that of process 0 and its
+        optimizer; otherwise raise a `RuntimeError` on every process.
+        """
         fingerprints = self.accelerator.gather(self.contrastive_head.fingerprint().view(1)).tolist()
-        different = [process for process, own in enumerate(fingerprints) if own != fingerprints[0]]
-        if different:
+        if len(set(fingerprints)) == 1:
+            return
+        own = {"head": self.contrastive_head.state_dict(), "optimizer": self._head_optimizer.state_dict()}
+        first = broadcast_object_list([send_to_device(own, "cpu")])[0]
+        is_close = torch.tensor(
+            [self.contrastive_head.differs_by_rounding(first["head"])], device=self.accelerator.device
+        )
+        far = [process for process, close in enumerate(self.accelerator.gather(is_close).tolist()) if not close]
+        if far:
             raise RuntimeError(
-                f"`contrastive_head` on process {different} is not that of process 0. All processes must start from the "
+                f"`contrastive_head` on process {far} is not that of process 0. All processes must start from the "
                 "same head (`seed`, `contrastive_head_path`, `resume_from_checkpoint`), and nothing but the trainer may "
                 "change it. Resume from the last checkpoint, whose heads agreed."
             )
+        self.contrastive_head.load_state_dict(first["head"])
+        self._head_optimizer.load_state_dict(first["optimizer"])
+        different = [process for process, other in enumerate(fingerprints) if other != fingerprints[0]]
+        logger.warning(
+            f"`contrastive_head` on process {different} differed from that of process 0 by rounding. All go on with that of "
+            "process 0 and its optimizer. If it happens again and again, look for processes whose devices or libraries differ."
+        )
+        self._log_contrastive("heads_differed", 1.0)
 
     def _save_head(self, folder: str) -> None:
         if self.args.should_save:
@@ -145,12 +163,13 @@ class CheckpointMixin:
             super()._run_epoch(*args, **kwargs)
 
     def _load_head(self, checkpoint: str, argument: str) -> None:
-        head = load_head(checkpoint, self.contrastive_head.hidden_size, argument)
-        for field in ("head_type", "embedding_dim", "debias"):
-            saved, here = getattr(head, field), getattr(self.contrastive_head, field)
-            if saved != here:
+        here = {field: getattr(self.contrastive_head, field) for field in SETTINGS}
+        head = load_head(checkpoint, self.contrastive_head.hidden_size, argument, fallback=here)
+        for field, value in here.items():
+            saved = getattr(head, field)
+            if saved != value:
                 raise ValueError(
-                    f"`contrastive_{field}` of this run's head is {here!r}, but the head in the checkpoint {checkpoint!r} "
+                    f"`contrastive_{field}` of this run's head is {value!r}, but the head in the checkpoint {checkpoint!r} "
                     f"(`{argument}`) has {saved!r}. Set `contrastive_{field}` to {saved!r}, or start a run of its own from "
                     "that head with `contrastive_head_path`."
                 )

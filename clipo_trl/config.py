@@ -74,11 +74,12 @@ class CLIPOConfigMixin:
             Weight decay of the head's AdamW.
         contrastive_debias (`str`, *optional*):
             What is taken off the pooled states before the head: `None`, `"layer_norm"` (LayerNorm without affine over
-            H), `"mean_subtract"` (the mean over the generation batch, all processes) or `"group_center"` (the mean over
-            the group, which takes out what all answers to one prompt share; beyond the paper).
+            H), `"mean_subtract"` (the mean over the generation batch, all processes; the last one is saved with the head) or
+            `"group_center"` (the mean over the group, which takes out what all answers to one prompt share; beyond the paper).
         contrastive_head_path (`str`, *optional*):
             Saved head to start from: its folder, a model folder that has it in `contrastive_head/`, or the Hub id of
-            either. The saved head's own type, size and debias are used.
+            either. The saved head's own type, size, debias, pooling and layer are used. Setting one of the first three to
+            something else is warned of; setting pooling or layer to something else is an error.
         freeze_contrastive_head (`bool`, *optional*, defaults to `False`):
             Never update the head.
         contrastive_warmup_steps (`int`, *optional*, defaults to `0`):

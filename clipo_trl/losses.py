@@ -13,6 +13,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from .config import ANCHORS, LEVELS, LOSS_TYPES, SIMILARITIES, check_choice
+from .precision import full_product
 
 
 # Rows of the (rows x N) logits that are held at once at the levels that look at the whole batch.
@@ -95,8 +96,10 @@ def contrastive_loss(
     embeddings_PGD = embeddings_PGD.masked_fill(~valid_PG.unsqueeze(-1), 0.0)
     correct_PG = correct_PG.bool()
     wanted_PG = valid_PG & {"correct": correct_PG, "incorrect": ~correct_PG, "all": valid_PG}[anchors]
-    # One number in [0, 1) per rollout chooses its positive, so the draw does not depend on how rows are blocked.
-    draw_PG = torch.rand(correct_PG.shape, dtype=torch.float64, generator=generator).to(correct_PG.device)
+    # One number u in [0, 1) per rollout chooses its positive, so the draw does not depend on how rows are blocked. It travels
+    # as the integer u * 2**53: not every device has float64.
+    draw_PG = torch.rand(correct_PG.shape, dtype=torch.float64, device="cpu", generator=generator)
+    draw_PG = (draw_PG * 2**53).long().to(correct_PG.device)
     options = (loss_type, similarity, temperature)
 
     if level == "group":
@@ -143,11 +146,11 @@ def _loss_of_rows(anchors_RD, others_CD, positive_RC, other_RC, wanted_R, draw_R
     positive_RC = positive_RC | ~is_anchor_R.unsqueeze(-1)
     other_RC = other_RC | ~is_anchor_R.unsqueeze(-1)
 
-    logits_RC = _similarity(anchors_RD @ others_CD.transpose(-1, -2), similarity) / temperature
+    logits_RC = _similarity(full_product(anchors_RD, others_CD), similarity) / temperature
     log_all_R = logits_RC.masked_fill(~other_RC, -torch.inf).logsumexp(-1)
     n_positives_R = positive_RC.sum(-1)
     if loss_type == "infonce":
-        chosen_R = (draw_R * n_positives_R).long().clamp(max=n_positives_R - 1)
+        chosen_R = _share_of(n_positives_R, draw_R)
         is_chosen_RC = positive_RC & (positive_RC.cumsum(-1) - 1 == chosen_R.unsqueeze(-1))
         log_positive_R = logits_RC.masked_fill(~is_chosen_RC, 0.0).sum(-1)
     elif loss_type == "supcon_out":
@@ -157,6 +160,12 @@ def _loss_of_rows(anchors_RD, others_CD, positive_RC, other_RC, wanted_R, draw_R
         if loss_type == "supcon_in":
             log_positive_R = log_positive_R - n_positives_R.to(log_positive_R.dtype).log()
     return (log_all_R - log_positive_R).masked_fill(~is_anchor_R, 0.0), is_anchor_R
+
+
+def _share_of(n_R: torch.Tensor, draw_R: torch.Tensor) -> torch.Tensor:
+    """The integer part of u * n, exactly, for u = `draw_R` / 2**53. In two halves, as the whole product overflows int64."""
+    high_R, low_R = draw_R >> 26, draw_R & (2**26 - 1)
+    return (high_R * n_R + (low_R * n_R >> 26)) >> 27
 
 
 def _similarity(cosine: torch.Tensor, similarity: str) -> torch.Tensor:

@@ -26,7 +26,7 @@ from .continuous_batching import ContinuousBatchingMixin
 from .contrastive_reward import contrastive_reward, readout_reward
 from .eval_metrics import EvalMetricsMixin
 from .groups import group_means
-from .head import ContrastiveHead, load_head
+from .head import ContrastiveHead, check_hidden_size, head_settings, resolve_saved_head
 from .hidden_states import HiddenStateReader
 from .losses import contrastive_loss
 from .mode import ModeMixin
@@ -73,7 +73,10 @@ class CLIPOMixin(
 
     def __init__(self, *args, **kwargs):
         given = self._by_name(*args, **kwargs)
-        args = given["args"] = self._with_contrastive_fields(given.get("args"), given.get("model"))
+        args = self._with_contrastive_fields(given.get("args"), given.get("model"))
+        # First of all: a saved head decides which states are read.
+        args, self._saved_head = resolve_saved_head(args)
+        given["args"] = args
         self._refuse_images(given.get("train_dataset"))
         weights = args.reward_weights
         self._place_column(given)
@@ -240,12 +243,11 @@ class CLIPOMixin(
         return names.get(name)
 
     def _make_head(self) -> ContrastiveHead:
-        args, hidden_size = self.args, self._reader.hidden_size
-        if args.contrastive_head_path is not None:
-            return load_head(args.contrastive_head_path, hidden_size)
-        return ContrastiveHead(
-            hidden_size, args.contrastive_embedding_dim, args.contrastive_head_type, args.contrastive_debias, args.seed
-        )
+        hidden_size = self._reader.hidden_size
+        if self._saved_head is None:
+            return ContrastiveHead(hidden_size, seed=self.args.seed, **head_settings(self.args))
+        check_hidden_size(self._saved_head, hidden_size, self.args.contrastive_head_path)
+        return self._saved_head.train()
 
     # ------------------------------------------------------------------ reward and head
 

@@ -168,23 +168,42 @@ class KilledInHead(Recording):
 
 
 class OtherHead(Recording):
-    """One process' head differs in one bit, from the start or from the end of a step on."""
+    """One process' head is another one, from the start or from the end of a step on."""
 
     when = "start"
 
     def _contrastive_column(self, *args):
         if self.when == "start":
-            self.flip()
+            flip(self, 23)
         return super()._contrastive_column(*args)
 
     def _save_checkpoint(self, *args):
         if self.when == "save":
-            self.flip()
+            flip(self, 23)
         super()._save_checkpoint(*args)
 
-    def flip(self):
-        if world()[0] == 1:
-            next(self.contrastive_head.parameters()).data.view(torch.int32)[0, 0] ^= 1
+
+class RoundedHead(Recording):
+    """One process' head comes to differ in the last bit of a weight, at the third generation batch and at the second save."""
+
+    def _contrastive_column(self, *args):
+        if self._n_generation_batches == 2:
+            flip(self, 0)
+        return super()._contrastive_column(*args)
+
+    def _save_checkpoint(self, *args):
+        if self.state.global_step == 6:
+            flip(self, 0)
+        super()._save_checkpoint(*args)
+
+
+def flip(trainer, bit: int) -> None:
+    """Turn a bit of a weight on process 1, and of what its optimizer remembers: 0 is the last, 23 makes it twice or half."""
+    if world()[0] == 1:
+        weight = next(trainer.contrastive_head.parameters())
+        for tensor in (weight.data, trainer._head_optimizer.state.get(weight, {}).get("exp_avg")):
+            if tensor is not None:
+                tensor.view(torch.int32)[0, 0] ^= 1 << bit
 
 
 def die() -> None:
@@ -286,6 +305,7 @@ CASES = {
     "lora_gather_off": {"lora": True, "ds3_gather_for_generation": False, "way": "forward"},
     "accuracy": {"reward": first_prompt, "per_device_eval_batch_size": 1, "num_generations_eval": 1},
     "hang": {"reward": sleeps},
+    "rounded_head": {**LONG, "trainer_class": RoundedHead},
     "other_head": {"trainer_class": OtherHead},
     "other_head_at_save": {"trainer_class": OtherHead, "when": "save", "save_strategy": "steps", "save_steps": 2},
     "whole": LONG,
@@ -346,6 +366,8 @@ def report(trainer) -> dict:
         "share": sum(part.numel() for part in parts) / sum(getattr(p, "ds_numel", p.numel()) for p in parameters),
         "weights": [part.detach().clone() for part in parts],
         "head": flat_head(trainer),
+        "mean": trainer.contrastive_head.mean_H,
+        "moments": [state["exp_avg"] for state in trainer._head_optimizer.state.values()],
         "seen": trainer.seen,
         "log": [
             {key: value for key, value in row.items() if not any(word in key for word in timed)}

@@ -1,7 +1,9 @@
 """What goes wrong in a run gives a clear error, leaves the last checkpoint whole, and the run goes on from there unchanged."""
 
 import errno
+import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -147,12 +149,26 @@ def test_an_earlier_head_in_the_folder_outlives_a_full_disk(tmp_path, monkeypatc
         ("contrastive_embedding_dim", 24, 8),
         ("contrastive_head_type", "mlp", "linear"),
         ("contrastive_debias", "layer_norm", None),
+        ("contrastive_pooling", "last", "mean"),
+        ("contrastive_layer", 0, -1),
     ],
 )
 def test_the_checkpoint_of_another_head_is_refused(field, here, saved, tmp_path):
     trained(tmp_path, max_steps=1, **EVERY_STEP)
     with pytest.raises(ValueError, match=f"`{field}` of this run's head is {here!r}, .*has {saved!r}. Set `{field}`"):
         go_on(tmp_path, **{field: here})
+
+
+def test_a_checkpoint_of_version_0_1_0_goes_on(tmp_path):
+    """Its head does not say which states it reads: the run's own settings hold."""
+    settings = {"contrastive_pooling": "last", "contrastive_layer": 0}
+    whole = trained(tmp_path, **SETTINGS, **settings)
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    path = tmp_path / "checkpoint-3" / HEAD_FOLDER / "config.json"
+    recorded = json.loads(path.read_text())
+    assert (recorded.pop("pooling"), recorded.pop("layer")) == ("last", 0)
+    path.write_text(json.dumps(recorded))
+    assert_same_run(go_on(tmp_path, **settings), whole)
 
 
 @pytest.mark.parametrize("damage", ["cut off", "weights gone", "config gone", "folder gone", "other width"])

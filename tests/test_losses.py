@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from clipo_trl import contrastive_loss, contrastive_reward
+from clipo_trl import ContrastiveHead, contrastive_loss, contrastive_reward, similarity_readout
 from clipo_trl.config import ANCHORS, LEVELS, LOSS_TYPES, SIMILARITIES
+from clipo_trl.losses import _share_of
 
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -270,3 +273,113 @@ def test_wrong_shapes_are_named():
         contrastive_loss(embeddings.flatten(0, 1), correct)
     with pytest.raises(ValueError, match="embeddings_PGD"):
         contrastive_loss(embeddings, correct[:, 1:])
+
+
+# ---------------------------------------------------------------------- devices
+
+
+class Watch(TorchDispatchMode):
+    """Calls `look(operation, results)` at each operation, those of a backward pass included."""
+
+    def __init__(self, look):
+        super().__init__()
+        self._look = look
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        results = func(*args, **(kwargs or {}))
+        self._look(func, [leaf for leaf in tree_leaves(results) if isinstance(leaf, torch.Tensor)])
+        return results
+
+
+def refuse_float64(func, results):
+    for tensor in results:
+        assert tensor.device.type == "cpu" or tensor.dtype != torch.float64, f"{func}: this device has no float64"
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_a_device_without_float64_will_do(loss_type, level):
+    """`meta` stands in for it: head, loss, readout and reward, and back."""
+    head = ContrastiveHead(12, 7, debias="mean_subtract").to("meta")
+    correct = torch.ones(3, 4, dtype=torch.bool, device="meta")
+    with Watch(refuse_float64):
+        embeddings = head(torch.empty(12, 12, device="meta")).view(3, 4, 7)
+        loss, _ = contrastive_loss(embeddings, correct, loss_type=loss_type, level=level)
+        similarity_readout(embeddings, correct)
+        contrastive_reward(loss, correct)
+        loss.sum().backward()
+        head.fingerprint()
+    assert loss.device.type == "meta"
+    with pytest.raises(AssertionError, match="no float64"), Watch(refuse_float64):
+        torch.zeros(1, dtype=torch.float64).to("meta")
+
+
+def test_the_positive_is_the_one_that_float64_would_draw():
+    draws = torch.rand(2000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    draws[:2] = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)  # the ends of the range
+    as_integers = (draws * 2**53).long()
+    for n in range(1, 3000):
+        n_positives = torch.full((len(draws),), n)
+        expected = (draws * n_positives).long().clamp(max=n_positives - 1)
+        assert torch.equal(_share_of(n_positives, as_integers), expected)
+
+
+@pytest.mark.parametrize("n", [1, 3, 16, 4095, 10**6])
+def test_the_draw_is_exact_at_the_edges(n):
+    edges = [-(-i * 2**53 // n) + step for i in (1, n // 2, n) for step in (-1, 0)]
+    draws = [edge for edge in edges if 0 <= edge < 2**53]
+    assert _share_of(torch.full((len(draws),), n), torch.tensor(draws)).tolist() == [d * n >> 53 for d in draws]
+
+
+@pytest.fixture
+def tf32():
+    """TF32 (on a CPU: bfloat16) allowed, as `torch.set_float32_matmul_precision("medium")` does."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_tf32_reaches_neither_head_nor_loss(level, tf32):
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    seen = []
+
+    def look(func, results):
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
+            seen.append([backend.fp32_precision for backend in backends])
+
+    head = ContrastiveHead(12, 7, "mlp")
+    correct = torch.arange(12).view(3, 4) % 4 > 1
+    with Watch(look):
+        embeddings = head(torch.randn(12, 12)).view(3, 4, 7)
+        contrastive_loss(embeddings, correct, level=level)[0].sum().backward()
+    assert len(seen) >= 8 and all(precisions == ["ieee", "ieee"] for precisions in seen)
+    assert [backend.fp32_precision for backend in backends] == ["tf32", "bf16"]
+    assert torch.get_float32_matmul_precision() == "medium" and torch.backends.cuda.matmul.allow_tf32
+
+
+def test_the_switches_of_float32_are_left_as_they_were():
+    """Also the new one above them all, which a matrix product follows: transformers' `tf32=True` turns that."""
+    matmul, everything = torch.backends.cuda.matmul, torch.backends
+    before = matmul.fp32_precision, everything.fp32_precision
+    try:
+        matmul.fp32_precision, everything.fp32_precision = "none", "tf32"
+        ContrastiveHead(12, 7)(torch.randn(2, 12))
+        assert matmul.fp32_precision == "tf32"
+        everything.fp32_precision = "ieee"
+        assert matmul.fp32_precision == "ieee"
+    finally:
+        matmul.fp32_precision, everything.fp32_precision = before
+
+
+def test_autocast_does_not_reach_the_loss():
+    embeddings, correct = make_batch()
+    results = []
+    for enabled in (False, True):
+        leaf = embeddings.float().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            loss, _ = contrastive_loss(leaf, correct, loss_type="supcon_out")
+            loss.sum().backward()
+        results.append((loss.detach(), leaf.grad))
+    assert all(torch.equal(here, there) for here, there in zip(*results, strict=True))

@@ -27,13 +27,14 @@ SPLITS = {
     "two iterations": {"num_iterations": 2, "steps_per_generation": 1},
     "accumulated gradients": {"gradient_accumulation_steps": 2, "steps_per_generation": 6, "logging_steps": 2}
     | {"per_device_train_batch_size": 4},
+    "mean_subtract": {"contrastive_debias": "mean_subtract", "logging_steps": 2},
     "warm-up": {"contrastive_warmup_steps": 2, "steps_per_generation": 2, "per_device_train_batch_size": 4},
 }
 
 
 def assert_same_run(resumed, whole):
     assert same(weights(resumed.model), weights(whole.model))
-    assert same(weights(resumed.contrastive_head), weights(whole.contrastive_head))
+    assert same(resumed.contrastive_head.state_dict(), whole.contrastive_head.state_dict())
     assert torch.equal(resumed._draw_generator.get_state(), whole._draw_generator.get_state())
     timed = ("time", "seconds")
     for here, there in zip(rows(resumed), rows(whole), strict=True):
@@ -53,6 +54,25 @@ def test_any_step_will_do(split, tmp_path):
         resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
         assert torch.equal(torch.get_rng_state(), random_state) or step == 7  # no step was left to take
         assert_same_run(resumed, whole)
+
+
+def test_the_mean_of_the_last_batch_is_in_the_checkpoint(tmp_path):
+    """So rollouts that are embedded one at a time are what they were in training."""
+
+    class Recording(CLIPOTrainer):
+        def _embed(self, pooled_BH, valid_B):
+            embeddings_BD = super()._embed(pooled_BH, valid_B)
+            self.last = (pooled_BH.clone(), embeddings_BD.detach().clone())
+            return embeddings_BD
+
+    settings = {"contrastive_debias": "mean_subtract", "freeze_contrastive_head": True, **EVERY_STEP}
+    trainer = trained(tmp_path, Recording, max_steps=2, **settings)
+    head = ContrastiveHead.from_pretrained(tmp_path / "checkpoint-2")
+    pooled, embeddings = trainer.last
+    torch.testing.assert_close(torch.cat([head(row) for row in pooled.split(1)]), embeddings)
+    resumed = make(tmp_path / "again", max_steps=2, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))  # no step is left to take
+    assert torch.equal(resumed.contrastive_head.mean_H, trainer.contrastive_head.mean_H)
 
 
 def test_a_stream_resumes_in_its_first_pass(tmp_path, caplog):
