@@ -16,7 +16,7 @@ from rich.console import Console
 from transformers import AutoTokenizer
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
-from clipo_trl import CLIPOConfig, CLIPOTrainer, SuspiciousRolloutsCallback
+from clipo_trl import CLIPOConfig, CLIPOTrainer, HealthCallback, SuspiciousRolloutsCallback
 from clipo_trl.data import drop_long_prompts, load_named_prompts, load_prompts
 from clipo_trl.run_plan import plan_run, start_table
 from reward_funcs import check_golds, get_reward_func, math_accuracy_reward, verifiable_reward
@@ -47,6 +47,8 @@ class ScriptArguments:
             Reward functions: names known to `reward_funcs`, or dotted paths to functions of yours.
         suspicious_rollouts (`int`, *optional*, defaults to `0`):
             List so many of the correct rollouts farthest from their group at each log. Needs `log_completions`.
+        health_check (`bool`, *optional*, defaults to `True`):
+            Warn when the logs show that nothing can be learned; see docs/metrics.md.
         max_unparsable_share (`float`, *optional*, defaults to `0.01`):
             Largest share of solutions, from 0 to 1, that may be unreadable for the rewards `verifiable` and
             `math_accuracy`; a larger one stops the run before it starts.
@@ -79,6 +81,7 @@ class ScriptArguments:
             "help": "List so many of the correct rollouts farthest from their group at each log. Needs log_completions."
         },
     )
+    health_check: bool = field(default=True, metadata={"help": "Warn when the logs show that nothing can be learned."})
     max_unparsable_share: float = field(
         default=0.01, metadata={"help": "Largest share of solutions that the rewards may be unable to read."}
     )
@@ -149,6 +152,8 @@ def main(argv: list[str] | None = None) -> CLIPOTrainer:
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
+    if script_args.health_check:
+        trainer.add_callback(HealthCallback())
     if script_args.suspicious_rollouts:
         trainer.add_callback(SuspiciousRolloutsCallback(trainer, script_args.suspicious_rollouts))
     if trainer.accelerator.is_main_process:

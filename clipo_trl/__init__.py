@@ -4,6 +4,7 @@ from .callbacks import SuspiciousRolloutsCallback
 from .config import CLIPOConfig, CLIPOConfigMixin
 from .contrastive_reward import contrastive_reward
 from .head import ContrastiveHead
+from .health import HealthCallback
 from .losses import contrastive_loss
 from .readout import similarity_readout
 from .trainer import CLIPOMixin, CLIPOTrainer
@@ -16,6 +17,7 @@ __all__ = [
     "CLIPOMixin",
     "CLIPOTrainer",
     "ContrastiveHead",
+    "HealthCallback",
     "SuspiciousRolloutsCallback",
     "contrastive_loss",
     "contrastive_reward",
