@@ -1,12 +1,23 @@
-"""CLIPO (contrastive learning in policy optimization, arXiv 2603.10101) as a TRL trainer."""
+"""CLIPO (contrastive learning in policy optimization, arXiv 2603.10101) as a TRL trainer.
 
-from .callbacks import SuspiciousRolloutsCallback
-from .config import CLIPOConfig, CLIPOConfigMixin
-from .contrastive_reward import contrastive_reward
-from .head import ContrastiveHead
-from .losses import contrastive_loss
-from .readout import similarity_readout
-from .trainer import CLIPOMixin, CLIPOTrainer
+Public names are imported when they are first asked for: torch and TRL take seconds, which the scripts' checks of their command
+line do not need.
+"""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:  # for editors; at run time `__getattr__` imports them
+    from .callbacks import SuspiciousRolloutsCallback
+    from .config import CLIPOConfig, CLIPOConfigMixin
+    from .contrastive_reward import contrastive_reward
+    from .head import ContrastiveHead
+    from .losses import contrastive_loss
+    from .readout import similarity_readout
+    from .trainer import CLIPOMixin, CLIPOTrainer
 
 
 __version__ = "0.1.0"
@@ -21,3 +32,36 @@ __all__ = [
     "contrastive_reward",
     "similarity_readout",
 ]
+
+_MODULES = {
+    "CLIPOConfig": "config",
+    "CLIPOConfigMixin": "config",
+    "CLIPOMixin": "trainer",
+    "CLIPOTrainer": "trainer",
+    "ContrastiveHead": "head",
+    "SuspiciousRolloutsCallback": "callbacks",
+    "contrastive_loss": "losses",
+    "contrastive_reward": "contrastive_reward",
+    "similarity_readout": "readout",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Importing the module `contrastive_reward` would put it in the place of the function of that name; here it does not."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _MODULES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
