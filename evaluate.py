@@ -8,11 +8,20 @@ A killed evaluation goes on where it was when the same command is given again. E
 in the YAML file or on the command line, which has the last word.
 """
 
+import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from clipo_trl.command_line import argument_errors, check_evaluation, usage_errors
+
+
+if __name__ == "__main__":  # before the slow imports
+    with usage_errors():
+        check_evaluation(sys.argv[1:])
 
 from datasets import Dataset
 from rich import box
@@ -50,6 +59,7 @@ from clipo_trl.evaluation_report import (
 from clipo_trl.sampling import SAMPLERS, Completion, Decoding, completion_seed, tokenize_prompt
 from reward_funcs import check_golds, get_reward_func, math_accuracy_reward, verifiable_reward
 from reward_funcs.completions import last_boxed
+from reward_funcs.errors import UsageError
 from reward_funcs.multiple_choice import options_of
 
 
@@ -83,7 +93,8 @@ class EvaluationArguments:
         max_samples (`int`, *optional*):
             Only the first questions of each set. Default: all.
         reward_func (`str`, defaults to `"verifiable"`):
-            What decides whether a completion is right (a reward above 0): a name known to `reward_funcs`, or a dotted path.
+            What decides whether a completion is right (a reward above 0): a name known to `reward_funcs`, or a dotted path, found
+            from the working directory.
         num_samples (`int`, defaults to `1`):
             Samples a question, K.
         temperature (`float`, defaults to `0.0`), top_p (`float`, defaults to `1.0`), max_completion_length (`int`, defaults to `2048`):
@@ -125,9 +136,6 @@ class EvaluationArguments:
             if len(self.compare) != 2:
                 raise ValueError(f"`compare` is {self.compare}, but needs two folders of evaluations.")
             return
-        for name in ("model", "datasets", "output_dir"):
-            if not getattr(self, name):
-                raise ValueError(f"`{name}` is missing: put it into the file given with --config, or add --{name} ...")
         if self.backend not in SAMPLERS:  # the YAML file's, which the parser does not check
             raise ValueError(f"`backend` is {self.backend!r}, but must be one of {', '.join(SAMPLERS)}.")
         if self.num_samples < 1:
@@ -146,10 +154,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     ##############################################################
     # Parse: YAML file (--config), then the command line over it #
     ##############################################################
-    (args,) = TrlParser((EvaluationArguments,)).parse_args_and_config(argv)
+    check_evaluation(argv)
+    with argument_errors():
+        (args,) = TrlParser((EvaluationArguments,)).parse_args_and_config(argv)
+        decoding = Decoding(args.temperature, args.top_p, args.max_completion_length)
     if args.compare is not None:
         return compare_folders(args)
-    decoding = Decoding(args.temperature, args.top_p, args.max_completion_length)
+    args.model = os.path.expanduser(args.model)
     folder = Path(args.output_dir)
 
     #########################################
@@ -209,7 +220,7 @@ def name_datasets(entries: list[str]) -> dict[str, str]:
         name = name or Path(path).stem
         if name in paths or not re.fullmatch(r"[\w.-]+", name):
             problem = "is there twice" if name in paths else "must be of letters, digits, '_', '-' and '.'"
-            raise ValueError(f"`datasets`: the name '{name}' {problem}. Write NAME=PATH to choose another.")
+            raise UsageError(f"`datasets`: the name '{name}' {problem}. Write NAME=PATH to choose another.")
         paths[name] = path
     return paths
 
@@ -320,7 +331,7 @@ def compare_folders(args: EvaluationArguments) -> dict[str, Any]:
     for name in settings[0]["datasets"]:
         if name in settings[1]["datasets"]:
             if settings[0]["datasets"][name]["sha256"] != settings[1]["datasets"][name]["sha256"]:
-                raise ValueError(
+                raise UsageError(
                     f"The questions of {name} in '{args.compare[0]}' are others than in '{args.compare[1]}': a paired test needs "
                     "the same prompts and solutions. Evaluate one of them again."
                 )
@@ -328,7 +339,7 @@ def compare_folders(args: EvaluationArguments) -> dict[str, Any]:
             if all(records):
                 sets[name] = records
     if not sets:
-        raise ValueError(f"'{args.compare[0]}' and '{args.compare[1]}' have no test set in common that both finished.")
+        raise UsageError(f"'{args.compare[0]}' and '{args.compare[1]}' have no test set in common that both finished.")
     for name, (first, second) in differing(*settings).items():
         if name.partition(".")[0] not in ("model", "weights", "datasets"):
             logger.warning(f"The two were evaluated with another `{name}`: {first!r} and {second!r}.")
@@ -359,4 +370,5 @@ def report(results: dict[str, Any], tables: list[Table], folder: Path | None, na
 
 
 if __name__ == "__main__":
-    main()
+    with usage_errors():
+        main()

@@ -8,8 +8,17 @@ Every field of [`ScriptArguments`] (below), [`CLIPOConfig`] (with all of TRL's `
 line, which has the last word.
 """
 
+import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from clipo_trl.command_line import argument_errors, check_training, usage_errors
+
+
+if __name__ == "__main__":  # before the slow imports
+    with usage_errors():
+        check_training(sys.argv[1:])
 
 from datasets import Dataset
 from rich.console import Console
@@ -18,8 +27,9 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from clipo_trl import CLIPOConfig, CLIPOTrainer, HealthCallback, SuspiciousRolloutsCallback
 from clipo_trl.data import drop_long_prompts, load_named_prompts, load_prompts
-from clipo_trl.run_plan import plan_run, start_table
+from clipo_trl.run_plan import earlier_checkpoint, plan_run, start_table
 from reward_funcs import check_golds, get_reward_func, math_accuracy_reward, verifiable_reward
+from reward_funcs.errors import UsageError
 
 
 @dataclass
@@ -36,7 +46,7 @@ class ScriptArguments:
             Splits to train on and to evaluate on.
         eval_datasets (`list[str]`, *optional*):
             Test sets to evaluate on in place of the test split of `dataset_name`, each a local file or folder or a name on
-            the Hub, as `PATH` or `NAME=PATH`. Metrics are called `eval_NAME_...`. Read only if `eval_strategy` is set.
+            the Hub, as `PATH` or `NAME=PATH`. Metrics are called `eval_NAME_...`. Needs an `eval_strategy`.
         instruction (`str`, *optional*):
             Line to end each prompt with, unless the prompt has it already.
         max_prompt_length (`int`, *optional*):
@@ -44,7 +54,8 @@ class ScriptArguments:
         max_train_samples, max_eval_samples (`int`, *optional*):
             Only the first rows of the training set and of each test set. Default: all.
         reward_funcs (`list[str]`, *optional*, defaults to `["verifiable"]`):
-            Reward functions: names known to `reward_funcs`, or dotted paths to functions of yours.
+            Reward functions: names known to `reward_funcs`, or dotted paths to functions of yours, found from the working
+            directory.
         suspicious_rollouts (`int`, *optional*, defaults to `0`):
             List so many of the correct rollouts farthest from their group at each log. Needs `log_completions`.
         health_check (`bool`, *optional*, defaults to `True`):
@@ -92,16 +103,19 @@ def main(argv: list[str] | None = None) -> CLIPOTrainer:
     ##############################################################
     # Parse: YAML file (--config), then the command line over it #
     ##############################################################
-    parser = TrlParser((ScriptArguments, CLIPOConfig, ModelConfig))
-    script_args, training_args, model_args = parser.parse_args_and_config(argv)
-    for arguments, name in ((script_args, "dataset_name"), (model_args, "model_name_or_path")):
-        if getattr(arguments, name) is None:
-            raise ValueError(f"`{name}` is missing: put it into the file given with --config, or add --{name} ...")
+    check_training(argv)
+    with argument_errors():
+        parser = TrlParser((ScriptArguments, CLIPOConfig, ModelConfig))
+        script_args, training_args, model_args = parser.parse_args_and_config(argv)
     if script_args.suspicious_rollouts and not training_args.log_completions:
-        raise ValueError(
+        raise UsageError(
             f"`suspicious_rollouts` is {script_args.suspicious_rollouts}, but `log_completions` is off, so there is no table to list "
             "them in. Add `log_completions: true`, or set `suspicious_rollouts` to 0."
         )
+    model_args.model_name_or_path = os.path.expanduser(model_args.model_name_or_path)
+    resume = training_args.resume_from_checkpoint  # True from YAML is a bool, from the command line a word
+    training_args.resume_from_checkpoint = {"true": True, "false": None}.get(str(resume).lower(), resume)
+    earlier = earlier_checkpoint(training_args)
     model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
@@ -157,13 +171,12 @@ def main(argv: list[str] | None = None) -> CLIPOTrainer:
     if script_args.suspicious_rollouts:
         trainer.add_callback(SuspiciousRolloutsCallback(trainer, script_args.suspicious_rollouts))
     if trainer.accelerator.is_main_process:
-        Console().print(start_table(trainer, plan, script_args, model_args))
+        Console().print(start_table(trainer, plan, script_args, model_args, earlier))
 
     #################################################
     # Train, from a checkpoint if one is asked for  #
     #################################################
-    resume = training_args.resume_from_checkpoint  # True from YAML is a bool, from the command line a word
-    trainer.train(resume_from_checkpoint={"true": True, "false": None}.get(str(resume).lower(), resume))
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
 
     #######################################################
     # Save: the model, the head beside it, the model card #
@@ -186,7 +199,7 @@ def load_eval_datasets(script_args: ScriptArguments) -> Dataset | dict[str, Data
     if script_args.eval_datasets is not None:
         return load_named_prompts(script_args.eval_datasets, split, **options)
     if Path(name).is_file():
-        raise ValueError(
+        raise UsageError(
             f"`dataset_name` ('{name}') is one file, without a test split. Name test sets with `eval_datasets`, or set "
             "`eval_strategy` to 'no'."
         )
@@ -194,4 +207,6 @@ def load_eval_datasets(script_args: ScriptArguments) -> Dataset | dict[str, Data
 
 
 if __name__ == "__main__":
-    main().end()  # finishes the trackers and leaves the process group
+    with usage_errors():
+        trainer = main()
+    trainer.end()  # finishes the trackers and leaves the process group

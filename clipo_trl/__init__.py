@@ -1,13 +1,22 @@
-"""CLIPO (contrastive learning in policy optimization, arXiv 2603.10101) as a TRL trainer."""
+"""CLIPO (contrastive learning in policy optimization, arXiv 2603.10101) as a TRL trainer.
 
-from .callbacks import SuspiciousRolloutsCallback
-from .config import CLIPOConfig, CLIPOConfigMixin
-from .contrastive_reward import contrastive_reward
-from .head import ContrastiveHead
-from .health import HealthCallback
-from .losses import contrastive_loss
-from .readout import similarity_readout
-from .trainer import CLIPOMixin, CLIPOTrainer
+Public names are imported when they are first asked for: torch and TRL take seconds, which the scripts' checks of their command
+line do not need.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:  # for editors; at run time `__getattr__` imports them
+    from .callbacks import SuspiciousRolloutsCallback
+    from .config import CLIPOConfig, CLIPOConfigMixin
+    from .head import ContrastiveHead
+    from .health import HealthCallback
+    from .losses import contrastive_loss
+    from .readout import similarity_readout
+    from .rewards import contrastive_reward
+    from .trainer import CLIPOMixin, CLIPOTrainer
 
 
 __version__ = "0.1.0"
@@ -23,3 +32,26 @@ __all__ = [
     "contrastive_reward",
     "similarity_readout",
 ]
+
+_MODULES = {
+    "CLIPOConfig": "config",
+    "CLIPOConfigMixin": "config",
+    "CLIPOMixin": "trainer",
+    "CLIPOTrainer": "trainer",
+    "ContrastiveHead": "head",
+    "HealthCallback": "health",
+    "SuspiciousRolloutsCallback": "callbacks",
+    "contrastive_loss": "losses",
+    "contrastive_reward": "rewards",
+    "similarity_readout": "readout",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

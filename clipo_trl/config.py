@@ -9,8 +9,11 @@ import math
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
+from transformers.utils import logging
 from trl import GRPOConfig
 
+
+logger = logging.get_logger(__name__)
 
 LOSS_TYPES = ("infonce", "supcon_out", "supcon_in", "soft_nn")
 SIMILARITIES = ("cosine", "l2", "negative_cosine")
@@ -81,7 +84,7 @@ class CLIPOConfigMixin:
             either. The saved head's own type, size, debias, pooling and layer are used. Setting one of the first three to
             something else is warned of; setting pooling or layer to something else is an error.
         freeze_contrastive_head (`bool`, *optional*, defaults to `False`):
-            Never update the head.
+            Never update the head. Without `contrastive_head_path` it stays the random projection that it starts as.
         contrastive_warmup_steps (`int`, *optional*, defaults to `0`):
             Number W of generation batches (each is one step of the head) during which only the head learns from the
             contrastive loss. The paper uses 14 (GSM8K) and 58 (MATH): one epoch. A frozen policy waits for whole optimizer
@@ -268,6 +271,12 @@ class CLIPOConfigMixin:
             raise ValueError(
                 f"`contrastive_warmup_steps` is {self.contrastive_warmup_steps} while `freeze_contrastive_head` is "
                 "True: a frozen head has nothing to learn in a warm-up. Set one of the two."
+            )
+        if self.freeze_contrastive_head and self.contrastive_head_path is None:
+            logger.warning(
+                "`freeze_contrastive_head` is True, but `contrastive_head_path` is None: the head is a random projection, which "
+                "nothing trains. To freeze a head that was trained, set `contrastive_head_path` to a saved one, a folder "
+                "or a Hub id."
             )
         if self.fp16 and self.contrastive_warmup_steps > 0 and self.contrastive_warmup_policy == "frozen":
             # The gradient scaler of fp16 cannot step without gradients.

@@ -24,12 +24,14 @@ from datasets import Dataset, DatasetDict, Value, load_dataset, load_from_disk
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from reward_funcs.errors import UsageError, WrongType
+
+from .paths import FILE_BUILDERS, check_dataset
+
 
 logger = logging.get_logger(__name__)
 
 Prompt = str | list[dict[str, Any]]
-
-FILE_BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 
 
 class Layout(NamedTuple):
@@ -105,26 +107,23 @@ def load_named_prompts(entries: list[str], split: str = "test", **options: Any) 
         name, _, path = entry.rpartition("=")
         name = name or Path(path).stem
         if name in datasets:
-            raise ValueError(f"Two datasets are called '{name}' in {entries}. Write NAME=PATH to tell them apart.")
+            raise UsageError(f"Two datasets are called '{name}' in {entries}. Write NAME=PATH to tell them apart.")
         datasets[name] = load_prompts(path, split=split, **options)
     return datasets
 
 
 def load_rows(name: str, config: str | None = None, split: str = "train") -> Dataset:
     """Load the rows of a local file or folder, or of a dataset on the Hub, as they are. Arguments: [`load_prompts`]."""
+    check_dataset(name)
     path = Path(name).expanduser()
-    builder = FILE_BUILDERS.get(path.suffix.lower())
     if path.is_file():
-        if builder is None:
-            raise ValueError(f"Dataset file '{name}' has an unknown ending. Known: {', '.join(FILE_BUILDERS)}.")
+        builder = FILE_BUILDERS[path.suffix.lower()]
         return load_dataset(builder, data_files={re.match(r"\w*", split).group(): str(path)}, split=split)
-    if builder is not None:
-        raise FileNotFoundError(f"Dataset file '{name}' does not exist (looked in {Path.cwd()}).")
     if not any((path / marker).is_file() for marker in ("dataset_dict.json", "dataset_info.json")):
-        return load_dataset(name, name=config, split=split)
+        return load_dataset(str(path) if path.is_dir() else name, name=config, split=split)
     saved = load_from_disk(path)
     if isinstance(saved, DatasetDict) and split not in saved:
-        raise ValueError(f"Dataset folder '{name}' has no split '{split}'. Its splits: {list(saved)}.")
+        raise UsageError(f"Dataset folder '{name}' has no split '{split}'. Its splits: {list(saved)}.")
     return saved[split] if isinstance(saved, DatasetDict) else saved
 
 
@@ -144,13 +143,13 @@ def to_prompt_solution(
         name (`str`, *optional*): What to call the dataset in messages.
 
     Raises:
-        ValueError: Empty dataset, unknown columns, no row with an answer, `max_samples` below 1.
-        TypeError: A prompt that is neither text nor messages, an answer that is neither text nor a number.
+        UsageError: Empty dataset, unknown columns, an empty question, no row with an answer, `max_samples` below 1. A `ValueError`.
+        WrongType: A prompt that is neither text nor messages, an answer that is neither text nor a number. A `TypeError`.
     """
     if max_samples is not None and max_samples < 1:
-        raise ValueError(f"`max_samples` is {max_samples}, but must be 1 or more, or None for all rows.")
+        raise UsageError(f"`max_samples` is {max_samples}, but must be 1 or more, or None for all rows.")
     if len(dataset) == 0:
-        raise ValueError(f"{name} is empty. Check the path and the split.")
+        raise UsageError(f"{name} is empty. Check the path and the split.")
     layout = find_layout(dataset, name)
     if max_samples is not None:
         dataset = dataset.select(range(min(max_samples, len(dataset))))
@@ -167,7 +166,7 @@ def to_prompt_solution(
     answered = [index for index, solution in enumerate(dataset["solution"]) if solution is not None]
     missing = len(dataset) - len(answered)
     if not answered:
-        raise ValueError(f"{name}: none of {missing} rows has an answer. Expected {layout.name}'s: {layout.example}.")
+        raise UsageError(f"{name}: none of {missing} rows has an answer. Expected {layout.name}'s: {layout.example}.")
     if missing:
         logger.warning(f"{name}: {missing} of {len(dataset)} rows have no answer and are left out.")
         dataset = dataset.select(answered)
@@ -181,7 +180,7 @@ def find_layout(dataset: Dataset, name: str = "The dataset") -> Layout:
             if layout.name != "verl" or "ground_truth" in (dataset.features["reward_model"] or ()):
                 return layout
     understood = "\n".join(f"  {layout.name}: {layout.example}" for layout in LAYOUTS)
-    raise ValueError(
+    raise UsageError(
         f"{name} has the columns {dataset.column_names}, which are no known layout. Rename columns to one of:\n{understood}"
     )
 
@@ -191,16 +190,23 @@ def _convert_row(
 ) -> dict[str, Any]:
     prompt, answer = read_row(row)
     where = f"{name}, row {index}"
-    if isinstance(prompt, list):
-        readable = all(isinstance(m, dict) and (m["role"] != "user" or m["content"]) for m in prompt)
-    else:
-        readable = isinstance(prompt, str)
-    if not (prompt and readable):
-        raise TypeError(f"{where}: the prompt is {prompt!r}, but must be text, or messages with `role` and `content`.")
+    if any(isinstance(text, str) and not text.strip() for text in _questions(prompt)):
+        raise UsageError(f"{where}: the question is empty. Write one, or leave the row out.")
+    readable = isinstance(prompt, str) or (bool(prompt) and all(_questions(prompt)))
+    if not readable:
+        raise WrongType(f"{where}: the prompt is {prompt!r}, but must be text, or messages with `role` and `content`.")
     if not (answer is None or isinstance(answer, (str, int, float))):
-        raise TypeError(f"{where}: the answer is a {type(answer).__name__}, but must be text or a number.")
+        raise WrongType(f"{where}: the answer is a {type(answer).__name__}, but must be text or a number.")
     solution = None if answer is None else str(answer).strip() or None
     return {"prompt": add_instruction(prompt, instruction) if instruction else prompt, "solution": solution}
+
+
+def _questions(prompt: Any) -> list[Any]:
+    """The text of a prompt, or the contents of its user messages, `None` in place of what is no message."""
+    if not isinstance(prompt, list):
+        return [prompt if isinstance(prompt, str) else None]
+    messages = [message if isinstance(message, dict) and "role" in message else {"role": "user"} for message in prompt]
+    return [message.get("content") for message in messages if message["role"] == "user"]
 
 
 def add_instruction(prompt: Prompt, instruction: str) -> Prompt:
@@ -215,7 +221,7 @@ def add_instruction(prompt: Prompt, instruction: str) -> Prompt:
         return prompt if asks_already else f"{prompt.rstrip()}\n{instruction.strip()}"
     last_user = max((index for index, message in enumerate(prompt) if message["role"] == "user"), default=None)
     if last_user is None or not isinstance(prompt[last_user]["content"], str):
-        raise ValueError(f"The instruction {instruction!r} needs a user message with text to end, but got {prompt!r}.")
+        raise UsageError(f"The instruction {instruction!r} needs a user message with text to end, but got {prompt!r}.")
     message = {**prompt[last_user], "content": add_instruction(prompt[last_user]["content"], instruction)}
     return [*prompt[:last_user], message, *prompt[last_user + 1 :]]
 
@@ -234,7 +240,7 @@ def drop_long_prompts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_
 
     kept = dataset.filter(fits, input_columns="prompt", desc=f"Leaving out prompts of more than {max_tokens} tokens")
     if len(kept) == 0:
-        raise ValueError(f"No prompt has at most {max_tokens} tokens. Raise `max_prompt_length`.")
+        raise UsageError(f"No prompt has at most {max_tokens} tokens. Raise `max_prompt_length`.")
     if len(kept) < len(dataset):
         logger.warning(
             f"{len(dataset) - len(kept)} of {len(dataset)} prompts have more than {max_tokens} tokens: left out."

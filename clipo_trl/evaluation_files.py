@@ -15,6 +15,8 @@ from typing import Any
 from datasets import Dataset
 from transformers.utils import logging
 
+from reward_funcs.errors import MissingFile, UsageError
+
 
 logger = logging.get_logger(__name__)
 
@@ -45,7 +47,7 @@ def read_records(path: Path) -> dict[int, Record]:
             record = json.loads(line)
             records[record["question"]] = record
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
+            raise UsageError(
                 f"{path}, line {number}, is no record of a question. Remove the line to evaluate that question again."
             ) from error
     return dict(sorted(records.items()))
@@ -77,7 +79,7 @@ def write_text(path: Path, text: str) -> None:
 def read_settings(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / SETTINGS_NAME
     if not path.is_file():
-        raise FileNotFoundError(f"'{folder}' has no {SETTINGS_NAME}: it is no folder of an evaluation.")
+        raise MissingFile(f"'{folder}' has no {SETTINGS_NAME}: it is no folder of an evaluation. Correct the path.")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -90,12 +92,12 @@ def settle(folder: Path, settings: dict[str, Any]) -> None:
         settings (`dict`): JSON values; `settings["datasets"]` has an entry for each test set.
 
     Raises:
-        ValueError: Settings differ (each difference is named), or there are records without settings.
+        UsageError: Settings differ (each difference is named), or there are records without settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / SETTINGS_NAME).is_file():
         if records := sorted(path.name for path in folder.glob("*.jsonl")):
-            raise ValueError(
+            raise UsageError(
                 f"'{folder}' has {', '.join(records)}, but no {SETTINGS_NAME}. Choose another `output_dir`."
             )
         write_json(folder / SETTINGS_NAME, settings)
@@ -105,7 +107,7 @@ def settle(folder: Path, settings: dict[str, Any]) -> None:
     now = {**settings, "datasets": {name: settings["datasets"][name] for name in shared}}
     if differences := differing({**before, "datasets": shared}, now):
         listed = "\n".join(f"  {name}: was {old!r}, is {new!r}" for name, (old, new) in differences.items())
-        raise ValueError(
+        raise UsageError(
             f"The evaluation in '{folder}' was made with other settings:\n{listed}\n"
             "Resume with the same settings, or choose another `output_dir`."
         )

@@ -34,7 +34,7 @@ TRACKS = {
         "math_perturb_hard": "MATH-Perturb hard",
     },
 }
-NOT_EVALUATED = "–"
+NO_VALUE = "–"  # a set that was not evaluated, or a score that it does not have
 
 
 class Table(NamedTuple):
@@ -56,16 +56,25 @@ def correct_samples(records: list[Record]) -> np.ndarray:
     return np.array([[reward is not None and reward > 0 for reward in record["rewards"]] for record in records])
 
 
-def question_scores(records: list[Record]) -> dict[str, np.ndarray]:
-    """Scores of each question, `(Q,)`: mean@K, pass@k for k = 1, 2, 4, ... and K, and maj@K if there are several samples."""
+def question_scores(records: list[Record]) -> dict[str, np.ndarray | None]:
+    """
+    Scores of each question, `(Q,)`: mean@K, pass@k for k = 1, 2, 4, ... and K, and maj@K if there are several samples; `None` for
+    maj@K if no sample of any question has an answer to vote with (a reward that reads no box, for one).
+    """
     correct_QK = correct_samples(records)
     n_samples = correct_QK.shape[1]
     ks = sorted({2**i for i in range(n_samples.bit_length())} | {n_samples})
     scores = {f"mean@{n_samples}": mean_at_k(correct_QK)}
     scores |= {f"pass@{k}": pass_at_k(correct_QK, k) for k in ks}
     if n_samples > 1:
-        scores[f"maj@{n_samples}"] = majority_at_k([record["classes"] for record in records], correct_QK)
+        classes_QK = [record["classes"] for record in records]
+        scores[f"maj@{n_samples}"] = majority_at_k(classes_QK, correct_QK) if count_voted(records) else None
     return scores
+
+
+def count_voted(records: list[Record]) -> int:
+    """Questions of which a sample at least has an answer, and so a vote."""
+    return sum(any(label is not None for label in record["classes"]) for record in records)
 
 
 def summarise(model: str, sets: dict[str, list[Record]]) -> dict[str, Any]:
@@ -78,7 +87,7 @@ def summarise(model: str, sets: dict[str, list[Record]]) -> dict[str, Any]:
 
     Returns:
         `dict` of JSON values: `model`; `tables`, mean@K in the paper's layout, by track and column (`None` where a set was not
-        evaluated); `sets`, by name, with all scores, lengths and counts.
+        evaluated); `sets`, by name, with all scores (means over `questions`; `None` where there is none), lengths and counts.
     """
     scores = {name: question_scores(records) for name, records in sets.items()}
     means = {name: mean_at_k(correct_samples(records)) for name, records in sets.items()}
@@ -87,7 +96,11 @@ def summarise(model: str, sets: dict[str, list[Record]]) -> dict[str, Any]:
         details[name] = {
             "questions": len(records),
             "samples": len(records[0]["rewards"]),
-            "scores": {metric: estimate([values])._asdict() for metric, values in scores[name].items()},
+            "questions_with_votes": count_voted(records),
+            "scores": {
+                metric: None if values is None else estimate([values])._asdict()
+                for metric, values in scores[name].items()
+            },
             "mean_tokens": float(np.mean([record["tokens"] for record in records])),
             "truncated": float(np.mean([record["truncated"] for record in records])),
             "without_reward": sum(record["rewards"].count(None) for record in records),
@@ -143,13 +156,23 @@ def result_tables(results: dict[str, Any]) -> list[Table]:
         for title, table in results["tables"].items()
     ]
     metrics = list(dict.fromkeys(metric for details in results["sets"].values() for metric in details["scores"]))
-    header = ["test set", "questions", "samples", *metrics, "tokens", "truncated", "without reward"]
+    header = [
+        "test set",
+        "questions",
+        "samples",
+        *metrics,
+        "questions with votes",
+        "tokens",
+        "truncated",
+        "without reward",
+    ]
     rows = [
         [
             name,
             f"{details['questions']:,}",
             str(details["samples"]),
             *(_with_interval(details["scores"][metric]) for metric in metrics),
+            f"{details['questions_with_votes']:,}",
             f"{details['mean_tokens']:,.0f}",
             f"{details['truncated']:.1%}",
             str(details["without_reward"]),
@@ -178,7 +201,7 @@ def _paper_rows(table: dict[str, Any], lines: dict[str, Callable]) -> tuple[list
     rows = [
         [
             name,
-            *(NOT_EVALUATED if entry is None else text(entry) for entry in table["columns"].values()),
+            *(NO_VALUE if entry is None else text(entry) for entry in table["columns"].values()),
             text(table["average"]),
         ]
         for name, text in lines.items()
@@ -190,6 +213,8 @@ def _metrics(results: dict[str, Any]) -> str:
     return " / ".join(sorted({f"mean@{details['samples']}" for details in results["sets"].values()}))
 
 
-def _with_interval(estimate: dict[str, float], sign: str = "") -> str:
+def _with_interval(estimate: dict[str, float] | None, sign: str = "") -> str:
+    if estimate is None:
+        return NO_VALUE
     value, low, high = (f"{100 * estimate[key]:{sign}.1f}" for key in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from .config import CLIPOConfigMixin
+from .warmup import steps_of_batches
 
 
 logger = logging.get_logger(__name__)
@@ -84,7 +85,7 @@ def _n_batches(args: CLIPOConfigMixin, step: int) -> float:
 
 
 def _in_warmup(args: CLIPOConfigMixin, step: int) -> bool:
-    return _n_batches(args, step) <= args.contrastive_warmup_steps and args.contrastive_warmup_steps > 0
+    return step <= steps_of_batches(args.contrastive_warmup_steps, args)
 
 
 def _policy_is_frozen(args: CLIPOConfigMixin, step: int) -> bool:

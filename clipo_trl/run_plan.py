@@ -3,13 +3,20 @@
 import math
 from typing import Any, NamedTuple
 
+from accelerate.logging import get_logger
 from rich import box
 from rich.table import Table
 from rich.text import Text
 from trl import ModelConfig
 
+from reward_funcs.errors import UsageError
+
+from .checkpoint import last_whole_checkpoint
 from .config import CLIPOConfig
 from .trainer import CLIPOTrainer
+
+
+logger = get_logger(__name__)
 
 
 class Plan(NamedTuple):
@@ -26,7 +33,7 @@ def plan_run(args: CLIPOConfig, num_prompts: int) -> Plan:
     prompts = args.generation_batch_size // args.num_generations
     batches_per_epoch = num_prompts // prompts  # TRL leaves out the last prompts of an epoch if they fill no batch
     if batches_per_epoch == 0:
-        raise ValueError(
+        raise UsageError(
             f"The training set has {num_prompts} prompts, but a generation batch takes {prompts} "
             f"(`generation_batch_size` {args.generation_batch_size} / `num_generations` {args.num_generations}): nothing "
             "would be trained. Use more data, or lower `generation_batch_size`."
@@ -47,8 +54,28 @@ def plan_run(args: CLIPOConfig, num_prompts: int) -> Plan:
     )
 
 
-def start_table(trainer: CLIPOTrainer, plan: Plan, script_args: Any, model_args: ModelConfig) -> Table:
-    """What will run, a line for each subject, a section for each question: on what, how much, with which head, where to."""
+def earlier_checkpoint(args: CLIPOConfig) -> str | None:
+    """
+    The last whole checkpoint of an earlier run in `output_dir`, if this run starts afresh beside it, with a warning that says how
+    to go on from it instead; else `None`, and `None` on all processes but the first.
+    """
+    found = None if args.resume_from_checkpoint or args.process_index else last_whole_checkpoint(args.output_dir)
+    if found is not None:
+        logger.warning(
+            f"`output_dir` is {args.output_dir!r}, which holds checkpoints of an earlier run, the last one {found!r}. This run "
+            "starts afresh and writes over them. Add `--resume_from_checkpoint true` to go on from there, or choose another "
+            "`output_dir`."
+        )
+    return found
+
+
+def start_table(
+    trainer: CLIPOTrainer, plan: Plan, script_args: Any, model_args: ModelConfig, earlier: str | None = None
+) -> Table:
+    """
+    What will run, a line for each subject, a section for each question: on what, how much, with which head, where to. `earlier`:
+    the checkpoint that [`earlier_checkpoint`] found.
+    """
     table = Table(title="CLIPO: what will run", box=box.ROUNDED, show_header=False)
     table.add_column(style="bold cyan", no_wrap=True)
     table.add_column()
@@ -56,7 +83,7 @@ def start_table(trainer: CLIPOTrainer, plan: Plan, script_args: Any, model_args:
         describe_inputs(trainer, script_args, model_args),
         describe_batches(trainer.args, plan),
         describe_clipo(trainer, plan),
-        describe_policy(trainer.args),
+        describe_policy(trainer.args, earlier),
     ):
         for subject, text in section.items():
             table.add_row(subject, Text(text))
@@ -106,7 +133,9 @@ def describe_clipo(trainer: CLIPOTrainer, plan: Plan) -> dict[str, str]:
     args, head = trainer.args, trainer.contrastive_head
     shape = " -> ".join(str(size) for size in [head.hidden_size, *(layer.out_features for layer in head.layers)])
     start = f", from {args.contrastive_head_path}" if args.contrastive_head_path else ""
-    learning = "frozen" if args.freeze_contrastive_head else f"learning rate {args.contrastive_learning_rate:g}"
+    learning = f"learning rate {args.contrastive_learning_rate:g}"
+    if args.freeze_contrastive_head:
+        learning = "frozen" if start else "frozen, random"
     success = [trainer.reward_func_names[column] for column in trainer._success_columns]
     bound = args.contrastive_reward_floor
     if args.contrastive_reward_type == "loss":
@@ -132,7 +161,7 @@ def describe_clipo(trainer: CLIPOTrainer, plan: Plan) -> dict[str, str]:
     }
 
 
-def describe_policy(args: CLIPOConfig) -> dict[str, str]:
+def describe_policy(args: CLIPOConfig, earlier: str | None = None) -> dict[str, str]:
     high = args.epsilon if args.epsilon_high is None else args.epsilon_high
     kept = f", the last {args.save_total_limit} kept" if args.save_total_limit else ""
     rows = {
@@ -142,6 +171,8 @@ def describe_policy(args: CLIPOConfig) -> dict[str, str]:
     }
     if args.resume_from_checkpoint:
         rows["resume from"] = str(args.resume_from_checkpoint)
+    if earlier is not None:
+        rows["starts afresh"] = f"not from {earlier}: for that, add --resume_from_checkpoint true"
     return rows
 
 

@@ -1,7 +1,7 @@
 """CLIPO (arXiv 2603.10101) on top of TRL's `GRPOTrainer`: one more reward column, and a head that learns beside the policy.
 
     prompts --TRL--> rollouts --hidden_states.py--> pooled_BH --head.py--> embeddings --losses.py--> loss per rollout
-       (or --readout.py--> score per rollout) --contrastive_reward.py--> one more reward column --TRL--> policy loss
+       (or --readout.py--> score per rollout) --rewards.py--> one more reward column --TRL--> policy loss
 
 Axes: B rollouts of this process, N = P * G of all processes, P prompts, G rollouts a prompt, H hidden size, D embedding size.
 """
@@ -23,7 +23,6 @@ from .capture import CaptureMixin
 from .checkpoint import CheckpointMixin
 from .config import CLIPOConfig, CLIPOConfigMixin
 from .continuous_batching import ContinuousBatchingMixin
-from .contrastive_reward import contrastive_reward, readout_reward
 from .eval_metrics import EvalMetricsMixin
 from .groups import group_means
 from .head import ContrastiveHead, check_hidden_size, head_settings, resolve_saved_head
@@ -31,6 +30,7 @@ from .hidden_states import HiddenStateReader
 from .losses import contrastive_loss
 from .mode import ModeMixin
 from .readout import similarity_readout
+from .rewards import contrastive_reward, readout_reward
 from .train_metrics import AGREEMENT, LOSS, TrainMetricsMixin
 from .warmup import WarmupMixin
 

@@ -3,9 +3,10 @@
 Nothing heavy is imported here: computer algebra lives in worker processes, TRL is imported by the one reward that needs it.
 """
 
-import importlib
 from collections.abc import Callable
 
+from .dotted_path import import_function
+from .errors import UsageError
 from .format import format_reward
 from .gold import GoldReport, check_golds, final_answer
 from .math_accuracy import math_accuracy_reward
@@ -32,28 +33,21 @@ def get_reward_func(name: str, *, max_completion_length: int | None = None) -> C
         max_completion_length (`int`, *optional*): Longest completion in tokens; `soft_overlong` needs it.
 
     Raises:
-        ValueError: Unknown name, `soft_overlong` without a length, or a path to something that cannot be called.
-        ImportError: The module of a dotted path cannot be imported, or has no such function.
+        UsageError: Unknown name, `soft_overlong` without a length, or a path to something that cannot be called. A `ValueError`.
+        NotImportable: A name in a dotted path leads nowhere, and which ([`~dotted_path.import_function`]). An `ImportError`.
     """
     if name in REWARD_FUNCS:
         return REWARD_FUNCS[name]
     if name == "soft_overlong":
         if max_completion_length is None:
-            raise ValueError("Reward 'soft_overlong' needs `max_completion_length`, the longest completion in tokens.")
+            raise UsageError("Reward 'soft_overlong' needs `max_completion_length`, the longest completion in tokens.")
         return soft_overlong_punishment(max_completion_length)
-    module, _, function = name.rpartition(".")
-    if not module:
+    if not all(name.split(".")) or "." not in name:
         known = ", ".join([*REWARD_FUNCS, "soft_overlong"])
-        raise ValueError(
+        raise UsageError(
             f"Unknown reward function '{name}'. Known: {known}; or give a dotted path, 'package.module.function'."
         )
-    try:
-        reward_func = getattr(importlib.import_module(module), function)
-    except AttributeError as error:
-        raise ImportError(f"Reward function '{name}': module '{module}' has no '{function}'.") from error
-    if not callable(reward_func):
-        raise ValueError(f"Reward function '{name}' is a {type(reward_func).__name__}, which cannot be called.")
-    return reward_func
+    return import_function(name)
 
 
 __all__ = [

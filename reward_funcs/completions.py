@@ -1,6 +1,7 @@
 r"""From a completion to its final answer: the text of the last assistant message, and the content of its last `\boxed{}`."""
 
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -9,9 +10,9 @@ BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 BARE_BOX = re.compile(r"(?:[^\s\\{}$]+|\\[a-zA-Z]+)")  # `\boxed 2`: TeX lets a single token stand without braces
 
 
-def completion_text(completion: str | list[dict[str, Any]] | None) -> str:
+def completion_text(completion: str | list[dict[str, Any]]) -> str:
     """
-    Text of a completion, plain or conversational.
+    Text of a completion, plain or conversational. Never an error.
 
     Args:
         completion (`str` or `list[dict]`): Plain text, or messages as TRL passes them. Of several messages (tool calls in
@@ -19,15 +20,39 @@ def completion_text(completion: str | list[dict[str, Any]] | None) -> str:
             those with a `text` are joined.
 
     Returns:
-        `str`, empty if there is no text.
+        `str`, empty if there is no text, or if the completion is something else.
     """
-    if completion is None or isinstance(completion, str):
-        return completion or ""
+    return _text_or_none(completion) or ""
+
+
+def completion_texts(completions: Sequence[Any], log_metric: Callable[[str, float], None] | None = None) -> list[str]:
+    """
+    Texts of completions, see [`completion_text`].
+
+    Args:
+        completions (`list[str]` or `list[list[dict]]`): Completions.
+        log_metric (`Callable`, *optional*): From TRL: gets `reward_checks/odd_completions`, how many of them are neither text nor
+            messages (numbers, bytes, `None`, nested lists), at every call. Their text is empty.
+    """
+    texts = [_text_or_none(completion) for completion in completions]
+    if log_metric is not None:
+        log_metric("reward_checks/odd_completions", float(texts.count(None)))
+    return [text or "" for text in texts]
+
+
+def _text_or_none(completion: Any) -> str | None:
+    """`None` if a completion is neither text nor messages."""
+    if isinstance(completion, str):
+        return completion
+    if not isinstance(completion, (list, tuple)) or not all(isinstance(message, dict) for message in completion):
+        return None
     spoken = [message for message in completion if message.get("role", "assistant") == "assistant"]
     content = spoken[-1].get("content") if spoken else None
-    if isinstance(content, list):
-        content = "".join(part if isinstance(part, str) else part.get("text") or "" for part in content)
-    return content or ""
+    parts = content if isinstance(content, list) else [content]
+    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    if not all(text is None or isinstance(text, str) for text in texts):
+        return None
+    return "".join(text or "" for text in texts)
 
 
 def last_boxed(text: str) -> str | None:

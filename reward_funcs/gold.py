@@ -9,6 +9,7 @@ from typing import Any
 
 from .comparison import is_comparable
 from .completions import last_boxed
+from .errors import UsageError
 from .pool import shared_pool
 
 
@@ -65,10 +66,10 @@ def check_golds(
         [`GoldReport`].
 
     Raises:
-        ValueError: The share is above `max_unparsable_share`, or that is not from 0 to 1, or there is no such column.
+        UsageError: The share is above `max_unparsable_share`, or that is not from 0 to 1, or there is no such column.
     """
     if not 0 <= max_unparsable_share <= 1:
-        raise ValueError(f"`max_unparsable_share` is {max_unparsable_share}, but must be a share from 0 to 1.")
+        raise UsageError(f"`max_unparsable_share` is {max_unparsable_share}, but must be a share from 0 to 1.")
     solutions = _column(dataset, column)
     answers = [final_answer(solution) for solution in solutions]
     comparable = _comparable({answer for answer in answers if answer})
@@ -81,7 +82,7 @@ def check_golds(
     if report.unparsable:
         message = _message(report, answers)
         if report.share > max_unparsable_share:
-            raise ValueError(
+            raise UsageError(
                 f"{message}\nThat is more than `max_unparsable_share` = {max_unparsable_share:.2%}. Correct these golds or leave "
                 "the rows out; if they are right as they are, raise the share."
             )
@@ -96,7 +97,7 @@ def _column(dataset: Iterable[Mapping[str, Any]], column: str) -> list:
         dataset = list(dataset)
         names = dataset[0].keys() if dataset else [column]
     if column not in names:
-        raise ValueError(f"The dataset has no column '{column}' of gold solutions. Its columns: {', '.join(names)}.")
+        raise UsageError(f"The dataset has no column '{column}' of gold solutions. Its columns: {', '.join(names)}.")
     return list(dataset[column]) if hasattr(dataset, "column_names") else [row[column] for row in dataset]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .comparison import quick_verdict
-from .completions import completion_text, last_boxed
+from .completions import completion_texts, last_boxed
 from .gold import final_answer
 from .pool import DIED, TIMED_OUT, shared_pool
 
@@ -29,12 +29,12 @@ def math_accuracy_reward(
         solution (`list`): Gold solutions; a worked one is reduced to the content of its last `\boxed{}`.
         log_extra (`Callable`, *optional*): From TRL: gets the boxed answers as column `math_answer` of the completions table.
         log_metric (`Callable`, *optional*): From TRL: gets `reward_checks/timed_out` and `reward_checks/worker_died`, the
-            numbers of such answers in this call.
+            numbers of such answers in this call, and what [`~completions.completion_texts`] counts.
 
     Returns:
         `list[float | None]`: 1.0 or 0.0, `None` for a row without a gold solution. No box, an empty or unclosed one: 0.0.
     """
-    answers = [last_boxed(completion_text(completion)) for completion in completions]
+    answers = [last_boxed(text) for text in completion_texts(completions, log_metric)]
     scores, failures = grade_answers([final_answer(one) for one in solution], answers)
     log_checks("math_answer", answers, failures, log_extra, log_metric)
     return scores

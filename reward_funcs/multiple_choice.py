@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from .comparison import MAX_CHARACTERS
-from .completions import completion_text, last_boxed
+from .completions import completion_text, completion_texts, last_boxed
 from .gold import final_answer
 from .normal_form import key, normal_form
 
@@ -29,6 +29,7 @@ def multiple_choice_reward(
     solution: Sequence[Any],
     prompts: Sequence[Any] | None = None,
     log_extra: Callable[[str, list], None] | None = None,
+    log_metric: Callable[[str, float], None] | None = None,
     **kwargs,
 ) -> list[float | None]:
     r"""
@@ -42,11 +43,12 @@ def multiple_choice_reward(
         solution (`list`): Gold options: a letter, in any of the forms above, or an option's text.
         prompts (`list[str]` or `list[list[dict]]`, *optional*): From TRL: prompts, of which the last message may list the options.
         log_extra (`Callable`, *optional*): From TRL: gets the boxed answers as column `choice_answer` of the completions table.
+        log_metric (`Callable`, *optional*): From TRL, see [`~completions.completion_texts`].
 
     Returns:
         `list[float | None]`: 1.0 or 0.0, `None` for a row without a gold solution. No box, an empty or unclosed one: 0.0.
     """
-    answers = [last_boxed(completion_text(completion)) for completion in completions]
+    answers = [last_boxed(text) for text in completion_texts(completions, log_metric)]
     prompts = prompts or [None] * len(answers)
     if log_extra is not None:
         log_extra("choice_answer", ["" if answer is None else answer[:200] for answer in answers])

@@ -151,14 +151,12 @@ class _Worker:
     """One worker process: the tasks it was sent, and when it has to reply next (`due`, in monotonic seconds)."""
 
     def __init__(self, deadline: float):
-        root = str(Path(__file__).resolve().parents[1])
-        paths = dict.fromkeys([root, *(path for path in sys.path if path)])
         self.process = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.worker", str(deadline)],
+            [sys.executable, "-P", str(Path(__file__).with_name("worker.py")), str(deadline), *_library_folders()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": "0"},
+            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"PYTHONHASHSEED": "0"},
             bufsize=0,
         )
         self.output = self.process.stdout.fileno()
@@ -215,6 +213,16 @@ class _Worker:
         self.process.wait()
         self.process.stdin.close()
         self.process.stdout.close()
+
+
+def _library_folders() -> list[str]:
+    """
+    Where a worker may find math-verify if it is not installed: PYTHONPATH, and where this process looks, but for the working
+    directory, whose files have names of their own making.
+    """
+    named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    others = [folder for folder in sys.path if folder != os.getcwd()]
+    return [folder for folder in dict.fromkeys([*named, *others]) if folder]
 
 
 def default_num_workers() -> int:

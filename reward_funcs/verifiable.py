@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .completions import completion_text, last_boxed
+from .completions import completion_texts, last_boxed
 from .gold import final_answer
 from .math_accuracy import grade_answers, log_checks
 from .multiple_choice import grade_choice, options_of
@@ -50,7 +50,7 @@ def verifiable_reward(
     Returns:
         `list[float | None]`: 1.0 or 0.0, `None` for a row without a gold solution. No box, an empty or unclosed one: 0.0.
     """
-    answers = [last_boxed(completion_text(completion)) for completion in completions]
+    answers = [last_boxed(text) for text in completion_texts(completions, log_metric)]
     golds = [final_answer(one) for one in solution]
     sources = [data_source] * len(answers) if data_source is None or isinstance(data_source, str) else data_source
     prompts = prompts or [None] * len(answers)

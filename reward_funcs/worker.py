@@ -1,4 +1,7 @@
-"""The process that does computer algebra: `python -m reward_funcs.worker`, started by [`pool.WorkerPool`].
+"""The process that does computer algebra, started by [`pool.WorkerPool`] as `python -P .../worker.py DEADLINE FOLDER...`.
+
+By its file and not by `-m`: nothing is then imported from the working directory, or from whatever folder this package lies in. The
+standard library and the installed packages come first, and then the folders that are named.
 
 One JSON line in, a list of tasks; one JSON line out for each task, as soon as it is done. It holds sympy and math-verify, not torch,
 and ends with its standard input, so that no worker outlives the trainer; one that hangs then is ended by the alarm that is
@@ -6,12 +9,14 @@ set for each task. It never has to keep time: its parent does, and kills it.
 """
 
 import contextlib
+import importlib.util
 import json
 import logging
 import os
 import resource
 import signal
 import sys
+from pathlib import Path
 
 
 MAX_MEMORY = 2 * 2**30  # bytes of address space; a task that needs more fails
@@ -48,5 +53,15 @@ def main(deadline: float) -> None:
             replies.write(json.dumps(result) + "\n")
 
 
+def load_package() -> None:
+    """Import the package that this file lies in, and no other of its name."""
+    spec = importlib.util.spec_from_file_location("reward_funcs", Path(__file__).resolve().with_name("__init__.py"))
+    sys.modules["reward_funcs"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["reward_funcs"])
+
+
 if __name__ == "__main__":
-    main(float(sys.argv[1]))
+    sys.path += sys.argv[2:]
+    if not __package__:  # `python -m reward_funcs.worker` has one
+        load_package()
+    importlib.import_module("reward_funcs.worker").main(float(sys.argv[1]))

@@ -8,8 +8,8 @@ from tiny_models import letters_reward, tiny_config, tiny_dataset, tiny_model, t
 
 from clipo_trl import CLIPOTrainer
 from clipo_trl.calibration import MEMORY, PRIOR_PAIRS, Calibration
-from clipo_trl.contrastive_reward import readout_reward
 from clipo_trl.metrics import sound_against_lucky
+from clipo_trl.rewards import readout_reward
 
 
 def short_reward(completions, **kwargs) -> list[float | None]:

@@ -95,6 +95,15 @@ def test_a_frozen_head_has_no_warm_up(tmp_path):
         tiny_config(tmp_path, freeze_contrastive_head=True, contrastive_warmup_steps=2)
 
 
+def test_a_frozen_head_without_a_saved_one_is_told(tmp_path, caplog):
+    tiny_config(tmp_path, freeze_contrastive_head=True, contrastive_head_path="some/head")
+    tiny_config(tmp_path)
+    assert not caplog.records
+    assert tiny_config(tmp_path, freeze_contrastive_head=True).freeze_contrastive_head
+    assert "random projection, which nothing trains" in caplog.text
+    assert "set `contrastive_head_path` to a saved one" in caplog.text
+
+
 def test_readouts_are_means_of_cosines(tmp_path):
     with pytest.raises(ValueError, match="`contrastive_similarity` is 'l2'"):
         tiny_config(tmp_path, contrastive_reward_type="agreement", contrastive_similarity="l2")

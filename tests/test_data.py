@@ -10,6 +10,7 @@ from tiny_models import tiny_tokenizer
 
 from clipo_trl import data
 from clipo_trl.data import add_instruction, drop_long_prompts, find_layout, load_prompts, to_prompt_solution
+from reward_funcs.errors import UsageError
 
 
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
@@ -148,7 +149,19 @@ def test_several_by_name(tmp_path):
         data.load_named_prompts([f"{tmp_path}/one.parquet", f"one={tmp_path}/two.parquet"])
 
 
+def test_paths_from_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "files").mkdir()
+    Dataset.from_list([TRL]).to_parquet(tmp_path / "files" / "train.parquet")
+    assert len(load_prompts("~/files")) == len(load_prompts("~/files/train.parquet")) == 1
+
+
 def test_wrong_paths(tmp_path):
+    (tmp_path / "rows.jsonl").touch()
+    with pytest.raises(UsageError, match="rows.jsonl' is empty"):
+        load_prompts(str(tmp_path / "rows.jsonl"))
+    with pytest.raises(FileNotFoundError, match="folder '.*none' does not exist"):
+        load_prompts(str(tmp_path / "none"))
     with pytest.raises(FileNotFoundError, match="missing.parquet' does not exist"):
         load_prompts("missing.parquet")
     (tmp_path / "rows.txt").write_text("2 + 2 = 4")
@@ -248,10 +261,40 @@ def test_unknown_layout_lists_what_is_there_and_what_is_understood():
         assert understood in message
 
 
-@pytest.mark.parametrize("prompt", [None, 3, [], [{"role": "user", "content": None}]])
+@pytest.mark.parametrize("prompt", [None, 3, [], [{"role": "user", "content": None}], ["a"], [{"content": "a"}]])
 def test_bad_prompt(prompt):
     with pytest.raises(TypeError, match="row 1: the prompt is"):
         data._convert_row({"prompt": prompt, "solution": "1"}, 1, data.LAYOUTS[0].read_row, None, "some set")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        TRL_PLAIN | {"prompt": ""},
+        TRL_PLAIN | {"prompt": " \n"},
+        TRL | {"prompt": user("a") + [{"role": "assistant", "content": "b"}] + user(" ")},
+        VERL | {"prompt": user("")},
+        GSM8K | {"question": ""},
+        MATH | {"problem": "\t"},
+    ],
+)
+def test_an_empty_question_is_named_by_its_row(row):
+    other = {
+        name: value if name in ("solution", "answer", "reward_model", "data_source") else None
+        for name, value in row.items()
+    }
+    other |= {
+        name: "2 + 2?" if isinstance(row[name], str) else user("2 + 2?")
+        for name, value in other.items()
+        if value is None
+    }
+    with pytest.raises(UsageError, match="some set, row 1: the question is empty. Write one, or leave the row out"):
+        to_prompt_solution(Dataset.from_list([other, row]), name="some set")
+
+
+def test_an_empty_system_prompt_is_no_empty_question():
+    prompt = [{"role": "system", "content": ""}, *user("2 + 2?")]
+    assert to_prompt_solution(Dataset.from_list([TRL | {"prompt": prompt}]))["prompt"][0] == prompt
 
 
 def test_bad_answer():

@@ -243,6 +243,24 @@ def test_all_scores_of_a_set():
     assert details["mean_tokens"] == 20 and details["truncated"] == pytest.approx(1 / 3)
 
 
+def test_a_set_without_any_vote_has_no_majority():
+    rewards, none, one = [[1.0, 0.0], [1.0, 1.0]], [[None, None]] * 2, [[None, None], [0, None]]
+    results = summarise("m", {"silent": records(rewards, none), "spoken": records(rewards, one)})
+    silent, spoken = (results["sets"][name] for name in ("silent", "spoken"))
+    assert silent["scores"]["maj@2"] is None and silent["questions_with_votes"] == 0
+    # A question without a vote is lost where others have votes: the mean is over all questions.
+    assert spoken["scores"]["maj@2"]["value"] == 0.5 and (spoken["questions_with_votes"], spoken["questions"]) == (
+        1,
+        2,
+    )
+    assert silent["scores"]["mean@2"] == spoken["scores"]["mean@2"]
+    assert '"maj@2": null' in json.dumps(results)
+    details = result_tables(results)[-1]
+    cells = [dict(zip(details.header, row, strict=True)) for row in details.rows]
+    assert cells[0]["maj@2"] == "–" and cells[1]["maj@2"].startswith("50.0 [")
+    assert [cell["questions with votes"] for cell in cells] == ["0", "1"]
+
+
 def test_comparison_tables():
     a, b = records([[0.0]] * 12 + [[1.0]] * 8), records([[1.0]] * 12 + [[1.0]] * 8)
     results = compare(("old", "new"), {"gsm8k": (a, b), "mmlu": (b, b)})

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clipo_trl import contrastive_loss, similarity_readout
-from clipo_trl.contrastive_reward import readout_reward
+from clipo_trl.rewards import readout_reward
 
 
 P, G, D = 4, 6, 5

@@ -15,6 +15,7 @@ from reward_funcs import (
     soft_overlong_punishment,
     verifiable_reward,
 )
+from reward_funcs.completions import completion_text
 from reward_funcs.multiple_choice import options_of
 from reward_funcs.verifiable import is_multiple_choice
 
@@ -189,7 +190,8 @@ def test_answers_and_failures_are_logged_as_trl_wants_them():
         trainer_state=None,
     )
     assert extra == {"verifiable_answer": ["5", ""]}
-    assert metrics == {"reward_checks/timed_out": 0.0, "reward_checks/worker_died": 0.0}
+    names = ("odd_completions", "timed_out", "worker_died")
+    assert metrics == {f"reward_checks/{name}": 0.0 for name in names}
 
 
 def test_rewards_by_name_and_by_path():
@@ -222,3 +224,44 @@ def test_importing_the_package_imports_nothing_heavy():
     root = str(__import__("pathlib").Path(reward_funcs.__file__).parents[1])
     output = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"
+
+
+ODD = {
+    "nothing": None,
+    "number": 3,
+    "bytes": rb"\boxed{B}",
+    "message without a list": {"role": "assistant", "content": r"\boxed{B}"},
+    "list of numbers": [1, 2],
+    "list of texts": [r"\boxed{B}"],
+    "list with nothing": [None],
+    "nested lists": [[{"role": "assistant", "content": r"\boxed{B}"}]],
+    "content is a number": [{"role": "assistant", "content": 3}],
+    "content is bytes": [{"role": "assistant", "content": rb"\boxed{B}"}],
+    "content is a message": [{"role": "assistant", "content": {"text": 3}}],
+    "parts are numbers": [{"role": "assistant", "content": [1]}],
+    "parts are lists": [{"role": "assistant", "content": [[r"\boxed{B}"]]}],
+    "text is a number": [{"role": "assistant", "content": [{"type": "text", "text": 3}]}],
+    "set": {1, 2},
+}
+NOT_ODD = ["", [], [{"role": "assistant", "content": None}], [{"role": "user", "content": "a"}], [{"role": "tool"}]]
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [verifiable_reward, math_accuracy_reward, multiple_choice_reward, format_reward],
+    ids=lambda f: f.__name__,
+)
+def test_odd_completions_score_zero_and_are_counted(reward):
+    metrics = {}
+    completions = [*ODD.values(), r"\boxed{B}", [{"role": "assistant", "content": [{"text": r"\boxed{B}"}, "!", {}]}]]
+    scores = reward(completions=completions, solution=["B"] * len(completions), log_metric=metrics.__setitem__)
+    assert scores == [0.0] * len(ODD) + [1.0, 1.0]
+    assert metrics["reward_checks/odd_completions"] == len(ODD)
+    assert reward(completions=NOT_ODD, solution=["B"] * len(NOT_ODD), log_metric=metrics.__setitem__) == [0.0] * 5
+    assert metrics["reward_checks/odd_completions"] == 0.0
+    assert reward(completions=list(ODD.values()), solution=["B"] * len(ODD)) == [0.0] * len(ODD)
+
+
+@pytest.mark.parametrize("completion", ODD.values(), ids=ODD)
+def test_odd_completions_have_no_text(completion):
+    assert completion_text(completion) == ""

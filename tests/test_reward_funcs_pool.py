@@ -1,9 +1,11 @@
 """The worker pool: never hangs, never loses a row, from any thread, in any process; and the check of golds."""
 
 import ast
+import importlib.util
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -210,7 +212,7 @@ def test_a_late_answer_scores_zero_and_every_row_of_it_is_counted(short_deadline
     completions = [r"\boxed{9^{9^{9^{9}}}}", r"\boxed{2\sqrt2}", r"\boxed{9^{9^{9^{9}}}}", r"\boxed{3\sqrt2}"]
     scores = verifiable_reward(completions, [r"\sqrt8"] * 4, log_metric=metrics.__setitem__)
     assert scores == [0.0, 1.0, 0.0, 0.0]
-    assert metrics == {"reward_checks/timed_out": 2.0, "reward_checks/worker_died": 0.0}
+    assert (metrics["reward_checks/timed_out"], metrics["reward_checks/worker_died"]) == (2.0, 0.0)
 
 
 def test_a_long_run_with_one_hanging_answer_in_a_hundred(short_deadline):
@@ -330,3 +332,65 @@ def test_check_golds_reads_a_dataset():
         datasets.Dataset.from_dict({"solution": ["5", r"\sqrt{2}", r"\frac{"]}), max_unparsable_share=1.0
     )
     assert list(report.unparsable) == [2]
+
+
+# ---------------------------------------------------------------------- where workers import from
+
+
+def reward_in_a_process(code: str, cwd: Path, **environment: str) -> str:
+    """Standard output of a script that lies elsewhere than in the working directory and needs a worker."""
+    (cwd.parent / "script.py").write_text(code)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | environment
+    command = [sys.executable, "-P", str(cwd.parent / "script.py")]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+NEEDS_A_WORKER = (
+    r"from reward_funcs import verifiable_reward as reward; print(reward([r'\boxed{\sqrt8}'], [r'2\sqrt2']))"
+)
+TRAPS = ("random", "json", "sympy", "numbers", "math_verify", "reward_funcs")
+
+
+def test_nothing_is_imported_from_the_working_directory(tmp_path):
+    cwd = tmp_path / "work"
+    cwd.mkdir()
+    for name in TRAPS:
+        (cwd / f"{name}.py").write_text("raise RuntimeError('imported from the working directory')\n")
+    code = f"import sys; sys.path.append({str(ROOT)!r}); sys.path.append({str(cwd)!r}); {NEEDS_A_WORKER}"
+    assert reward_in_a_process(code, cwd) == "[1.0]"
+
+
+def test_the_working_directory_may_hold_the_package_itself(tmp_path):
+    """As in a checkout of the repository that is installed in place, with a script called `random.py` in it."""
+    cwd = tmp_path / "checkout"
+    shutil.copytree(ROOT / "reward_funcs", cwd / "reward_funcs", ignore=shutil.ignore_patterns("__pycache__"))
+    (cwd / "random.py").write_text("raise RuntimeError('imported from the working directory')\n")
+    code = f"import sys; sys.path.append({str(cwd)!r}); {NEEDS_A_WORKER}; import reward_funcs; print(reward_funcs.__file__)"
+    assert reward_in_a_process(code, cwd).split() == ["[1.0]", str(cwd / "reward_funcs" / "__init__.py")]
+
+
+def test_workers_find_libraries_on_pythonpath(tmp_path):
+    """An interpreter without site-packages, which finds everything through PYTHONPATH."""
+    cwd, libraries = tmp_path / "work", tmp_path / "libraries"
+    cwd.mkdir(), libraries.mkdir()
+    for name in ("math_verify", "latex2sympy2_extended", "sympy", "mpmath", "antlr4"):
+        (libraries / name).symlink_to(Path(importlib.util.find_spec(name).origin).parent)
+    (tmp_path / "script.py").write_text(NEEDS_A_WORKER)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(libraries)])}
+    python = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+    if subprocess.run([python, "-c", "import math_verify"], env={}, capture_output=True).returncode == 0:
+        pytest.skip("the interpreter has math_verify itself")
+    command = [python, tmp_path / "script.py"]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[1.0]\n", done.stderr
+
+
+def test_workers_use_the_package_of_the_process_that_starts_them(pool, monkeypatch, tmp_path):
+    """Not one of the same name that is installed, or that PYTHONPATH has first."""
+    (tmp_path / "reward_funcs").mkdir()
+    (tmp_path / "reward_funcs" / "__init__.py").write_text("raise RuntimeError('the other package')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert pool.run([RIGHT, WRONG]).results == [True, False]

@@ -161,6 +161,16 @@ def test_start_table_of_a_readout(run):
     assert rows["head"].endswith(", states layer_norm")
 
 
+def test_start_table_of_a_frozen_head(run, tmp_path):
+    options = "--max_steps 1 --freeze_contrastive_head true --contrastive_embedding_dim 8"
+    trainer = run(options)
+    rows = run_plan.describe_clipo(trainer, run_plan.plan_run(trainer.args, 10))
+    assert rows["head"].endswith(", frozen, random")
+    trainer = run(options, f"--contrastive_head_path {tmp_path / 'out'}")
+    rows = run_plan.describe_clipo(trainer, run_plan.plan_run(trainer.args, 10))
+    assert rows["head"].endswith(f", frozen, from {tmp_path / 'out'}")
+
+
 # ---------------------------------------------------------------------- configuration
 
 
@@ -249,6 +259,27 @@ def test_resume(run, tmp_path, word, capsys):
     assert trainer.state.global_step == 4
     assert len(logged(trainer, "train_runtime")) == 1 and trainer._n_generation_batches == 2
     assert "resume from" in capsys.readouterr().out
+
+
+def test_starting_afresh_beside_checkpoints_is_told(run, tmp_path, capsys, caplog):
+    saving = "--save_strategy steps --save_steps 1"
+    run("--max_steps 2", saving)
+    whole, cut_off = (tmp_path / "out" / f"checkpoint-{step}" for step in (1, 2))
+    (cut_off / "trainer_state.json").write_text("{")
+    capsys.readouterr(), caplog.clear()
+
+    run("--max_steps 1")
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "starts afresh" in said and "add --resume_from_checkpoint true" in said
+    (warning,) = [record.getMessage() for record in caplog.records if "earlier run" in record.getMessage()]
+    assert repr(str(whole)) in warning and "`--resume_from_checkpoint true`" in warning and "`output_dir`" in warning
+
+    caplog.clear()
+    run("--max_steps 2", "--resume_from_checkpoint true")
+    assert "starts afresh" not in capsys.readouterr().out and "earlier run" not in caplog.text
+    (whole / "trainer_state.json").unlink()
+    run("--max_steps 1")  # none of them can be resumed from
+    assert "starts afresh" not in capsys.readouterr().out and "earlier run" not in caplog.text
 
 
 def test_resume_from_nothing(run):

@@ -1,0 +1,184 @@
+"""What is wrong with the command line of `train.py` or `evaluate.py`, as far as that can be told before anything slow is imported.
+
+The scripts check first and import torch, transformers and TRL afterwards, so that a mistyped path costs no minute. What needs
+those (values of `CLIPOConfig`, rows of a dataset) is checked by them, later; all of it is a [`UsageError`], which
+[`usage_errors`] shows as a sentence.
+"""
+
+import sys
+from collections import ChainMap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from reward_funcs import get_reward_func
+from reward_funcs.errors import MissingFile, UsageError
+
+from .paths import check_dataset, check_model
+
+
+Options = ChainMap[str, Any]  # the command line's, as lists of words, over the YAML file's, as they are
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Show a [`UsageError`] as argparse does, and exit with 2. Anything else is unexpected and keeps its traceback."""
+    try:
+        yield
+    except UsageError as error:
+        sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {error}\n")
+        sys.exit(2)
+
+
+@contextmanager
+def argument_errors() -> Iterator[None]:
+    """Every `ValueError` in this block, whichever library's, is about arguments: a [`UsageError`]."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def check_training(argv: Sequence[str] | None = None) -> None:
+    """Raise a [`UsageError`] for the first mistake in the command line of `train.py`; `argv` defaults to it."""
+    options = read_options(argv)
+    if options is None:
+        return
+    _check_given(options, "dataset_name", "model_name_or_path")
+    _check_counts(options, "max_train_samples", "max_eval_samples")
+    check_model(_one(options, "model_name_or_path"), "model_name_or_path")
+    check_dataset(_one(options, "dataset_name"))
+    _check_eval_datasets(options)
+    _check_reward_funcs(_many(options, "reward_funcs"))
+
+
+def check_evaluation(argv: Sequence[str] | None = None) -> None:
+    """Raise a [`UsageError`] for the first mistake in the command line of `evaluate.py`; `argv` defaults to it."""
+    options = read_options(argv)
+    if options is None or _given(options, "compare"):
+        return
+    _check_given(options, "model", "datasets", "output_dir")
+    _check_counts(options, "max_samples")
+    check_model(_one(options, "model"), "model")
+    _check_named_datasets(_many(options, "datasets"))
+    _check_reward_funcs([_one(options, "reward_func") or "verifiable"])
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def read_options(argv: Sequence[str] | None = None) -> Options | None:
+    """Options of the file given with `--config`, under those of the command line; `None` if help is asked for."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(argv):
+        return None
+    config: dict[str, Any] = {}
+    if "--config" in argv:
+        place = argv.index("--config")
+        if place + 1 == len(argv):
+            raise UsageError("`--config` is the last word, but needs the path of a YAML file after it.")
+        config = read_config(argv[place + 1])
+        del argv[place : place + 2]
+    return ChainMap(_read_words(argv), config)
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """Fields of a YAML file."""
+    if not Path(path).is_file():
+        raise MissingFile(
+            f"Config file '{path}' does not exist (looked in {Path.cwd()}). Correct the path given with --config."
+        )
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = yaml.safe_load(file)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"Config file '{path}' is no YAML. Correct it here:\n{error}") from error
+    if not isinstance(config, dict):
+        raise UsageError(
+            f"Config file '{path}' must hold a YAML mapping, but holds {'nothing' if config is None else repr(config)[:80]}. Write a "
+            "line `field: value` for each field."
+        )
+    return config
+
+
+def _read_words(argv: list[str]) -> dict[str, list[str]]:
+    options: dict[str, list[str]] = {}
+    words: list[str] = []
+    for word in argv:
+        if word.startswith("--"):
+            name, has_value, value = word[2:].partition("=")
+            words = options[name.replace("-", "_")] = [value] if has_value else []
+        else:
+            words.append(word)
+    return options
+
+
+def _given(options: Options, name: str) -> Any:
+    """Value of an option under its name, or under an abbreviation of it, which argparse takes too; `None` if it is not given."""
+    words, config = options.maps
+    option = next(
+        (option for option in (name, *words) if option in words and option and name.startswith(option)), None
+    )
+    value = words[option] if option else config.get(name)
+    return None if value in ([], "") else value
+
+
+def _one(options: Options, name: str) -> Any:
+    value = _given(options, name)
+    return value[-1] if isinstance(value, list) else value
+
+
+def _many(options: Options, name: str) -> list:
+    value = _given(options, name)
+    if value is not None and not isinstance(value, list):
+        raise UsageError(f"`{name}` is {value!r}, but must be a list. Write [{value}].")
+    return value or []
+
+
+# ---------------------------------------------------------------------- checking
+
+
+def _check_given(options: Options, *names: str) -> None:
+    for name in names:
+        if _given(options, name) is None:
+            raise UsageError(f"`{name}` is missing: put it into the file given with --config, or add --{name} ...")
+
+
+def _check_counts(options: Options, *names: str) -> None:
+    for name in names:
+        try:
+            count = int(_one(options, name))
+        except (TypeError, ValueError):  # not given, or no number, which the parser refuses
+            continue
+        if count < 1:
+            raise UsageError(f"`{name}` is {count}, but must be 1 or more. Leave it out to take all rows.")
+
+
+def _check_named_datasets(entries: list[str]) -> None:
+    for entry in entries:
+        check_dataset(entry.rpartition("=")[2])
+
+
+def _check_eval_datasets(options: Options) -> None:
+    eval_datasets = _many(options, "eval_datasets")
+    if _one(options, "eval_strategy") not in (None, False, "no"):
+        _check_named_datasets(eval_datasets)
+        return
+    words = options.maps[0]
+    switched_off = "eval_strategy" in words and "eval_datasets" not in words  # on purpose, those of the file
+    if eval_datasets and not switched_off:
+        raise UsageError(
+            f"`eval_datasets` is {eval_datasets}, but `eval_strategy` is 'no', so they would never be evaluated on. Set "
+            "`eval_strategy` to 'steps' (with `eval_steps`) or 'epoch', or leave out `eval_datasets`."
+        )
+
+
+def _check_reward_funcs(names: list[str]) -> None:
+    for name in names:
+        if name != "soft_overlong":  # which takes time to import, and is there
+            get_reward_func(name)
