@@ -13,6 +13,7 @@ from reward_funcs.errors import UsageError
 
 from .checkpoint import last_whole_checkpoint
 from .config import CLIPOConfig
+from .success import SuccessRule
 from .trainer import CLIPOTrainer
 
 
@@ -136,7 +137,6 @@ def describe_clipo(trainer: CLIPOTrainer, plan: Plan) -> dict[str, str]:
     learning = f"learning rate {args.contrastive_learning_rate:g}"
     if args.freeze_contrastive_head:
         learning = "frozen" if start else "frozen, random"
-    success = [trainer.reward_func_names[column] for column in trainer._success_columns]
     bound = args.contrastive_reward_floor
     if args.contrastive_reward_type == "loss":
         reward = f"{args.contrastive_reward_offset:g} - {args.contrastive_reward_weight:g} (lambda) x loss, at least {bound:g}"
@@ -155,10 +155,18 @@ def describe_clipo(trainer: CLIPOTrainer, plan: Plan) -> dict[str, str]:
         "contrastive loss": f"{args.contrastive_loss_type}, {args.contrastive_similarity} / temperature "
         f"{args.contrastive_temperature:g}, level {args.contrastive_level}, anchors {args.contrastive_anchors}",
         "contrastive reward": reward,
-        "success": f"{' + '.join(success)} > {args.contrastive_success_threshold:g}",
+        "success": describe_success(trainer.success_rule, args.contrastive_success_threshold),
         "step checker": args.contrastive_step_reward or "none",
         "warm-up": f"first {warmup:,} generation batches: head learns, policy {policy}" if warmup else "none",
     }
+
+
+def describe_success(rule: SuccessRule, threshold: float) -> str:
+    remarks = {
+        "accuracy": " (known to tell right answers; contrastive_success_rewards to choose others)",
+        "all": " (ALL REWARDS: one for the format makes wrong answers count as correct; set contrastive_success_rewards)",
+    }
+    return f"{' + '.join(rule.names)} > {threshold:g}{remarks.get(rule.choice, '')}"
 
 
 def describe_policy(args: CLIPOConfig, earlier: str | None = None) -> dict[str, str]:

@@ -31,20 +31,12 @@ from .losses import contrastive_loss
 from .mode import ModeMixin
 from .readout import similarity_readout
 from .rewards import contrastive_reward, readout_reward
+from .success import find_success_rule, warn_of
 from .train_metrics import AGREEMENT, LOSS, TrainMetricsMixin
 from .warmup import WarmupMixin
 
 
 logger = get_logger(__name__)
-
-# Reward functions that say whether the answer is right: of `reward_funcs`, and TRL's.
-ACCURACY_REWARDS = (
-    "verifiable_reward",
-    "math_accuracy_reward",
-    "multiple_choice_reward",
-    "accuracy_reward",
-    "reasoning_accuracy_reward",
-)
 
 
 def contrastive(completions, **kwargs) -> list[None]:
@@ -194,43 +186,11 @@ class CLIPOMixin(
             raise ValueError(
                 f"A reward function is named {contrastive.__name__!r}, the name of CLIPO's own column. Rename it."
             )
-        wanted = self.args.contrastive_success_rewards
-        if wanted is None:
-            wanted = self._default_success_rewards(names)
-        unknown = [wanted] if isinstance(wanted, str) else [name for name in wanted if name not in names.values()]
-        if unknown or not wanted:
-            raise ValueError(
-                f"`contrastive_success_rewards` is {wanted!r}, but must be a list of names of reward functions. Choose from "
-                f"{list(names.values())}."
-            )
-        columns = [column for column, name in names.items() if name in wanted]
-        if not self.reward_weights[columns].any():
-            raise ValueError(
-                f"All of the rewards that decide success weigh 0: `contrastive_success_rewards` is {wanted!r} and "
-                f"`reward_weights` are {dict(zip(names.values(), self.reward_weights[list(names)].tolist(), strict=True))}. "
-                "Give one of them a weight, or name another."
-            )
-        return columns
-
-    def _default_success_rewards(self, names: dict[int, str]) -> list[str]:
-        """Names of the rewards that decide success where the user named none, said aloud if there was a choice."""
-        # A step checker is no judge of answers, unless there is no other.
-        judges = [name for name in names.values() if name != self.args.contrastive_step_reward] or list(names.values())
         weights = dict(zip(names.values(), self.reward_weights[list(names)].tolist(), strict=True))
-        accuracy = [name for name in judges if name in ACCURACY_REWARDS and weights[name] > 0]
-        if accuracy and len(accuracy) < len(judges):
-            logger.warning(
-                f"A rollout counts as correct if {' + '.join(accuracy)} > {self.args.contrastive_success_threshold:g}: "
-                f"`contrastive_success_rewards` is not set, and of {judges} that tells whether the answer is right."
-            )
-        elif not accuracy and len(judges) > 1:
-            logger.warning(
-                f"A rollout counts as correct if the weighted sum of ALL rewards, {' + '.join(judges)}, is greater than "
-                f"{self.args.contrastive_success_threshold:g}: a reward for its format alone can make a wrong answer 'correct', "
-                "and the head then learns from the wrong ones. Name the rewards that tell whether the answer is right, for "
-                f"example `contrastive_success_rewards=[{judges[0]!r}]`."
-            )
-        return accuracy or judges
+        args = self.args
+        self.success_rule = find_success_rule(weights, args.contrastive_success_rewards, args.contrastive_step_reward)
+        warn_of(self.success_rule, args.contrastive_success_threshold)
+        return [column for column, name in names.items() if name in self.success_rule.names]
 
     def _find_step_column(self) -> int | None:
         """Column of the reward function that checks the steps, if there is one."""
@@ -412,6 +372,7 @@ class CLIPOTrainer(CLIPOMixin, GRPOTrainer):
 
     Attributes:
         contrastive_head ([`ContrastiveHead`]): the head, saved in `contrastive_head/` beside the model.
+        success_rule ([`SuccessRule`]): the rewards that decide which rollouts are correct, and how they were chosen.
     """
 
     _tag_names = ["trl", "grpo", "clipo"]

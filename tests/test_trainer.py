@@ -269,7 +269,6 @@ def format_reward(completions, **kwargs):
         ),
         ([accuracy_reward, format_reward], {"contrastive_step_reward": "format_reward"}, ["accuracy_reward"], None),
     ],
-    ids=str,
 )
 def test_which_rewards_decide_success_is_told(tmp_path, caplog, rewards, settings, decide, said):
     trainer = make(tmp_path, reward_funcs=rewards, **settings)

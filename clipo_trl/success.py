@@ -1,0 +1,77 @@
+"""Which rewards say whether a rollout is correct. The contrastive loss is about correct against wrong: all else hangs on this."""
+
+from typing import NamedTuple
+
+from accelerate.logging import get_logger
+
+
+logger = get_logger(__name__)
+
+# Reward functions that tell whether the answer is right: of `reward_funcs`, and TRL's.
+ACCURACY_REWARDS = (
+    "verifiable_reward",
+    "math_accuracy_reward",
+    "multiple_choice_reward",
+    "accuracy_reward",
+    "reasoning_accuracy_reward",
+)
+
+
+class SuccessRule(NamedTuple):
+    """
+    A rollout is correct if the weighted sum of the rewards `names` is greater than a threshold.
+
+    `choice` tells how they were chosen: `"named"` by the user, `"only"` since there is no other, `"accuracy"` as known to tell
+    whether the answer is right, or `"all"` for want of anything better.
+    """
+
+    names: list[str]
+    choice: str
+
+
+def find_success_rule(weights: dict[str, float], wanted: list[str] | None, step_reward: str | None) -> SuccessRule:
+    """
+    Args:
+        weights (`dict[str, float]`): the reward functions, without CLIPO's own column.
+        wanted (`list[str]`, *optional*): `contrastive_success_rewards`.
+        step_reward (`str`, *optional*): `contrastive_step_reward`, which is no judge of answers unless there is no other.
+
+    Raises:
+        `ValueError`: names that are not there, or weights that decide nothing.
+    """
+    rule = SuccessRule(wanted, "named") if wanted is not None else _by_default(weights, step_reward)
+    if isinstance(wanted, str) or not rule.names or set(rule.names) - set(weights):
+        raise ValueError(
+            f"`contrastive_success_rewards` is {wanted!r}, but must be a list of names of reward functions. Choose from "
+            f"{list(weights)}."
+        )
+    if not any(weights[name] for name in rule.names):
+        raise ValueError(
+            f"All of the rewards that decide success weigh 0: `contrastive_success_rewards` is {rule.names!r} and "
+            f"`reward_weights` are {weights}. Give one of them a weight, or name another."
+        )
+    return rule
+
+
+def _by_default(weights: dict[str, float], step_reward: str | None) -> SuccessRule:
+    judges = [name for name in weights if name != step_reward] or list(weights)
+    accuracy = [name for name in judges if name in ACCURACY_REWARDS and weights[name] > 0]
+    if len(judges) == 1 or accuracy == judges:
+        return SuccessRule(judges, "only")
+    return SuccessRule(accuracy, "accuracy") if accuracy else SuccessRule(judges, "all")
+
+
+def warn_of(rule: SuccessRule, threshold: float) -> None:
+    """Say aloud which rewards decide, where there was a choice that the user did not make."""
+    if rule.choice == "accuracy":
+        logger.warning(
+            f"A rollout counts as correct if {' + '.join(rule.names)} > {threshold:g}: `contrastive_success_rewards` is not set, "
+            "and that is known to tell whether the answer is right."
+        )
+    elif rule.choice == "all":
+        logger.warning(
+            f"A rollout counts as correct if the weighted sum of ALL rewards, {' + '.join(rule.names)}, is greater than "
+            f"{threshold:g}: a reward for its format alone can make a wrong answer 'correct', and the head then learns from the "
+            "wrong ones. Name the rewards that tell whether the answer is right, for example "
+            f"`contrastive_success_rewards=[{rule.names[0]!r}]`."
+        )
