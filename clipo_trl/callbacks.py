@@ -21,8 +21,8 @@ class SuspiciousRolloutsCallback(TrainerCallback):
 
     They are printed, lowest first, once for each generation batch, and marked in a column `suspicious` of the completions
     table that `log_completions` writes to `output_dir/completions/` and to the trackers; its column `agreement` has that of
-    every correct rollout with another one in its group (with two more, to differ from 0). The table holds the latest rollouts: those of an evaluation take the
-    place of as many of training, and have no agreement.
+    every correct rollout with another one in its group (with two more, to differ from 0). The table of an
+    evaluation has none.
 
     Where most correct rollouts of a group are right by luck, it is the sound ones that are far: read what you see.
 

@@ -5,6 +5,7 @@ import torch
 from recording import FUSED, WAYS, assert_right, positions_by_hand, record
 from tiny_models import tiny_model, tiny_tokenizer
 
+from clipo_trl import CLIPOTrainer, contrastive_loss, contrastive_reward
 from clipo_trl.hidden_states import DecodePooler, ForwardPooler, HiddenStateReader, RolloutTokens, pool, right_padded
 
 
@@ -51,11 +52,106 @@ def test_extra_passes_are_counted_and_only_made_where_needed(tmp_path, pad_to_mu
         assert_right(trainer)
 
 
+@pytest.mark.parametrize("precision", ["autocast over fp32 weights", "bf16 weights", "both"])
 @pytest.mark.parametrize("way", WAYS)
-def test_bf16(tmp_path, way):
-    settings = FUSED if way == "fused" else {}
-    trainer = record(tmp_path, way, model=tiny_model().bfloat16(), max_steps=2, **settings)
+def test_bf16(tmp_path, way, precision):
+    """States as a forward pass in that precision has them; from there on, all in float32."""
+    settings = {
+        **(FUSED if way == "fused" else {}),
+        "contrastive_loss_type": "supcon_out",
+        "bf16": precision != "bf16 weights",
+    }
+    model = tiny_model() if precision == "autocast over fp32 weights" else tiny_model().bfloat16()
+    columns, score = [], CLIPOTrainer._contrastive_column
+
+    def in_float64(self, rewards_per_func, pooled_BH):
+        """The reward by hand, of the states at hand and the head before its step."""
+        correct = (rewards_per_func[:, 0] > 0).view(-1, 4)
+        with torch.no_grad():
+            embeddings = pooled_BH.double() @ self.contrastive_head.layers[0].weight.double().T
+        embeddings = torch.nn.functional.normalize(embeddings, dim=-1).view(*correct.shape, -1)
+        loss, _ = contrastive_loss(embeddings, correct, loss_type="supcon_out")
+        columns.append((score(self, rewards_per_func, pooled_BH), contrastive_reward(loss, correct).flatten().float()))
+        return columns[-1][0]
+
+    with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", dtype=torch.bfloat16):  # a user's, around it all
+        patch.setattr(CLIPOTrainer, "_contrastive_column", in_float64)
+        trainer = record(tmp_path, way, model=model, max_steps=3, **settings)
     assert_right(trainer, atol=0.1)
+    for _, pooled, expected in trainer.records:
+        assert torch.nn.functional.cosine_similarity(pooled, expected).min() > 0.998
+        assert not torch.equal(pooled, pooled.bfloat16().float())  # means of bf16 states, not rounded to bf16
+    for column, expected in columns:
+        torch.testing.assert_close(column, expected, atol=2e-5, rtol=2e-5)
+    assert torch.cat([column for column, _ in columns]).unique().numel() > 3
+    assert all(parameter.dtype == torch.float32 for parameter in trainer.contrastive_head.parameters())
+
+
+def bytes_kept_alive(thing):
+    """By the tensors that an object holds: all of their storages, of which a view keeps the whole."""
+    tensors = [t for value in vars(thing).values() for t in (value if isinstance(value, list) else [value])]
+    storages = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if isinstance(t, torch.Tensor)
+    }
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_decoding_keeps_no_states_of_the_prompts_alive(dtype, pooling):
+    B, P, H = 4, 500, 64
+    pooler = DecodePooler([1], pooling)
+    pooler(torch.randn(B, P, H).to(dtype), torch.full((B, P), 5))
+    for _ in range(3):
+        pooler(torch.randn(B, 1, H).to(dtype), torch.full((B, 1), 5))
+    assert bytes_kept_alive(pooler) <= 2 * B * H * 4 + 1000  # two (B, H) in float32, and counters
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pass_keeps_no_states_of_its_tokens_alive(dtype):
+    B, L, H = 4, 500, 64
+    reads = torch.ones(B, L, dtype=torch.bool)
+    pooler = ForwardPooler(reads)
+    for _ in range(2):
+        pooler(torch.randn(B // 2, L, H).to(dtype), None)
+    assert bytes_kept_alive(pooler) <= B * H * 4 + reads.nbytes
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_reaches_the_head_keeps_nothing_else_alive(tmp_path, way, monkeypatch):
+    sizes, score = [], CLIPOTrainer._contrastive_column
+    monkeypatch.setattr(
+        CLIPOTrainer,
+        "_contrastive_column",
+        lambda self, rewards, pooled: (
+            sizes.append((pooled.untyped_storage().nbytes(), self)) or score(self, rewards, pooled)
+        ),
+    )
+    trainer = record(tmp_path, way, **(FUSED if way == "fused" else {}))
+    assert {size for size, _ in sizes} == {8 * 16 * 4}  # (B, H) in float32
+    assert trainer._tokens is None and trainer._pooled_BH is None
+
+
+def test_a_pass_that_fails_leaves_the_policy_as_it_was(tmp_path):
+    trainer = record(tmp_path, "forward", max_steps=1, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    policy, decoder = trainer.model, trainer._reader.decoder
+    before = (dict(policy.__dict__), len(decoder._forward_hooks), len(decoder._forward_pre_hooks))
+    passes = []
+
+    def fails(module, args, kwargs):
+        passes.append(module.training)
+        if len(passes) == 2:
+            raise torch.OutOfMemoryError("in the second micro-batch")
+
+    handle = decoder.register_forward_pre_hook(fails, with_kwargs=True)
+    trainer._tokens = trainer.records[0][0]
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer._forward_pooled()
+    handle.remove()
+    assert passes == [False, False] and policy.training and decoder.training
+    after = (dict(policy.__dict__), len(decoder._forward_hooks), len(decoder._forward_pre_hooks))
+    assert before[0].keys() == after[0].keys() and before[1:] == after[1:]
+    assert before[0].get("forward") is after[0].get("forward")
 
 
 @pytest.mark.filterwarnings("ignore:You are using 'rollout_func':UserWarning")

@@ -1,6 +1,8 @@
 """Where modes meet: every way of generating, in every precision, trained, evaluated, predicted with, warmed up and resumed."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -207,3 +209,13 @@ def test_an_exception_in_the_middle_leaves_no_trace(make, generates, monkeypatch
     trainer.reward_funcs[0] = grade
     trainer.train()
     assert trainer._n_generation_batches == 2
+
+
+def test_the_page_names_these_tests():
+    page = (Path(__file__).parents[1] / "docs" / "modes.md").read_text()
+    rows = [row.strip("| ").split(" | ") for row in page.splitlines() if re.match(r"\| [a-z_]+ \| (fp|bf)", row)]
+    assert [(row[0], row[1]) for row in rows] == [(way, precision) for way in GENERATES for precision in PRECISIONS]
+    for way, precision, *cells in rows:
+        assert cells == [f"`{name}[{way}-{precision}]`" for name in "AAABB"]
+    for name in ("test_evaluation_and_prediction_leave_no_trace", "test_a_run_with_a_warm_up_resumes_bit_for_bit"):
+        assert name in page and name in globals()
