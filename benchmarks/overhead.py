@@ -37,6 +37,7 @@ from transformers import (
 from trl import GRPOTrainer
 
 from clipo_trl import CLIPOConfig, CLIPOTrainer
+from clipo_trl.capture import StateSource
 from clipo_trl.hidden_states import pool, right_padded
 
 from . import common
@@ -91,13 +92,15 @@ class Settings:
 
 
 class TurnsTrainer(CLIPOTrainer):
-    """`CLIPOTrainer` that reads the states in the way set from outside; with `"grpo"` none of its methods takes part."""
+    """`CLIPOTrainer` that reads the states in the mode set from outside; with `"grpo"` none of its methods takes part."""
 
-    def _choose_way(self):
-        return "grpo"
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        ours = self.states
+        self.states = NaiveSource(ours.reader, "grpo", ours.pooling, self.eos_token_ids, self.accelerator)
 
     def _trainer(self):
-        return GRPOTrainer if self._way == "grpo" else CLIPOTrainer
+        return GRPOTrainer if self.states.mode == "grpo" else CLIPOTrainer
 
     def _generate_and_score_completions(self, inputs):
         return self._trainer()._generate_and_score_completions(self, inputs)
@@ -111,21 +114,20 @@ class TurnsTrainer(CLIPOTrainer):
     def _calculate_rewards(self, *args):
         return self._trainer()._calculate_rewards(self, *args)
 
-    def _forward_pooled(self):
-        return self._naive_pooled() if self._way == "naive" else super()._forward_pooled()
+
+class NaiveSource(StateSource):
+    """In the mode `"naive"`, the last hidden states as one would first write it: every layer is kept alive, and logits are made."""
 
     @torch.no_grad()
-    def _naive_pooled(self) -> torch.Tensor:
-        """The last hidden states as one would first write it: every layer is kept alive, and logits are made."""
-        n_rows = self.args.per_device_train_batch_size
-        pooled = []
-        for start in range(0, len(self._tokens), n_rows):
-            rows = list(range(start, min(start + n_rows, len(self._tokens))))
-            input_ids, attention_mask, reads = right_padded(
-                self._tokens, rows, "mean", self._tokenizer.pad_token_id, self.accelerator.device
-            )
-            with self.accelerator.autocast():
-                output = self.model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
+    def pooled(self, model_wrapped, rows_per_pass: int, pad_token_id: int) -> torch.Tensor:
+        if self.mode != "naive":
+            return super().pooled(model_wrapped, rows_per_pass, pad_token_id)
+        pooled, device = [], next(model_wrapped.parameters()).device
+        for start in range(0, len(self.tokens), rows_per_pass):
+            rows = list(range(start, min(start + rows_per_pass, len(self.tokens))))
+            input_ids, attention_mask, reads = right_padded(self.tokens, rows, "mean", pad_token_id, device)
+            with self._accelerator.autocast():
+                output = model_wrapped(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
             pooled.append(pool(output.hidden_states[-1], reads))
         return torch.cat(pooled)
 
@@ -144,7 +146,7 @@ class Turns(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step % self._window == 0:
             turn, place = divmod(state.global_step // self._window, len(self._ways))
-            self._trainer._way = self._ways[(turn + place) % len(self._ways)]  # an order that turns
+            self._trainer.states.mode = self._ways[(turn + place) % len(self._ways)]  # an order that turns
             self._memory.reset()
             common.synchronize(args.device)
             self._start, self._processor_start = time.perf_counter(), time.process_time()
@@ -153,7 +155,7 @@ class Turns(TrainerCallback):
         if state.global_step % self._window != 0:
             return
         common.synchronize(args.device)
-        way, duration = self._trainer._way, time.perf_counter() - self._start
+        way, duration = self._trainer.states.mode, time.perf_counter() - self._start
         processor_duration = time.process_time() - self._processor_start
         memory = self._memory.read() - (self._head_bytes if way == "grpo" else 0)
         if state.global_step > len(self._ways) * self._window:  # the first round warms up

@@ -24,6 +24,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2Rot
 
 from clipo_trl import CLIPOConfig, CLIPOTrainer
 from clipo_trl.hidden_states import DecodePooler, ForwardPooler, RolloutTokens
+from clipo_trl.metrics import batch_metrics
 
 from . import common
 from .overhead import every_other, make_tokenizer
@@ -70,7 +71,7 @@ AXES = {
 
 
 def score(point: Point, output_dir: str, use_cpu: bool):
-    """A call of the trainer's method that scores a generation batch; the policy behind it is as small as can be."""
+    """A call that scores a generation batch and measures it; the policy behind it is as small as can be."""
     config = Qwen2Config(
         vocab_size=16,
         hidden_size=point.hidden_size,
@@ -100,9 +101,10 @@ def score(point: Point, output_dir: str, use_cpu: bool):
     n_local = point.rollouts // point.processes
     generator = torch.Generator().manual_seed(trainer.accelerator.process_index)
     pooled_BH = torch.randn(n_local, point.hidden_size, generator=generator).to(device)
-    rewards = torch.full((point.rollouts, 2), torch.nan, device=device)
-    rewards[:, 0] = torch.arange(point.rollouts) % 2
-    return lambda: trainer._contrastive_column(rewards, pooled_BH)
+    correct_PG = (torch.arange(point.rollouts, device=device) % 2 > 0).view(-1, point.group_size)
+    has_reward_PG = torch.ones_like(correct_PG)
+    learner, accelerator = trainer.head_learner, trainer.accelerator
+    return lambda: batch_metrics(learner.score(pooled_BH, correct_PG, has_reward_PG), accelerator)
 
 
 def decode(point: Point, device: torch.device):

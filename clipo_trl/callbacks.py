@@ -5,7 +5,7 @@ from rich.markup import escape
 from rich.table import Table
 from transformers import TrainerCallback
 
-from .train_metrics import AGREEMENT
+from .completions_table import AGREEMENT
 from .trainer import CLIPOMixin
 
 
@@ -60,7 +60,7 @@ class SuspiciousRolloutsCallback(TrainerCallback):
         farthest = sorted(below, key=agreement.__getitem__)[: self.num_rollouts]
         # TRL builds its table after the callbacks have seen the log.
         rollouts["extra"][SUSPICIOUS] = [row in farthest for row in range(len(agreement))]
-        n_batches, self._n_listed = self._n_listed, self.trainer._n_generation_batches
+        n_batches, self._n_listed = self._n_listed, self.trainer.head_learner.n_batches
         if farthest and self._n_listed > n_batches and state.is_world_process_zero:
             table = Table(
                 title=f"Correct rollouts farthest from their group, step {state.global_step}", show_lines=True

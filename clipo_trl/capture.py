@@ -1,12 +1,17 @@
-"""Where the pooled hidden states of the rollouts come from during training: one of three ways, chosen once for a run."""
+"""Where the pooled hidden states of the rollouts come from during training: one of three capture modes, chosen once for a run."""
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
+from accelerate import Accelerator
+from torch import nn
+from trl.models.utils import _ForwardRedirection
 
 from .hidden_states import (
     DecodePooler,
     ForwardPooler,
+    HiddenStateReader,
     RolloutTokens,
     left_padded_reads,
     right_padded,
@@ -14,121 +19,136 @@ from .hidden_states import (
 )
 
 
-class CaptureMixin:
+class StateSource:
     """
-    Reads hidden states for `CLIPOMixin`, which makes `_reader` (a [`HiddenStateReader`]), `_way` and `_forward_redirection`.
-    After generation `_tokens` holds the rollouts of this process; by the time rewards are calculated `_pooled_BH` holds
-    their pooled states, unless `_forward_pooled` is still to read them.
+    Pooled hidden states of the rollouts of this process, one generation batch after the other.
+
+    Args:
+        reader (`HiddenStateReader`): knows where the policy's states come out.
+        mode (`str`): the capture mode, fixed for the run, so that all processes make the same forward passes. `"fused"`: in TRL's own
+            pass for old log-probabilities. `"decode"`: while `generate` decodes. `"forward"`: in a pass of our own over the decoder.
+        pooling (`str`): `"mean"` or `"last"`.
+        eos_token_ids (`list[int]`): tokens that end a completion.
+        accelerator (`Accelerator`): knows the other processes.
+
+    Attributes:
+        tokens (`RolloutTokens`, *optional*): the rollouts at hand; `None` outside of [`rollouts`] and in evaluation.
+        n_extra_passes (`int`): passes over the decoder made for the rollouts at hand alone.
     """
 
-    def _choose_way(self) -> str:
-        """
-        Where the states are read; fixed for the run, so that all processes make the same forward passes.
+    def __init__(
+        self, reader: HiddenStateReader, mode: str, pooling: str, eos_token_ids: list[int], accelerator: Accelerator
+    ):
+        self.reader, self.mode, self.pooling = reader, mode, pooling
+        self._eos_token_ids, self._accelerator = eos_token_ids, accelerator
+        self._redirection = _ForwardRedirection()
+        self._forget()
 
-        `"fused"`: in TRL's own pass for old log-probabilities. `"decode"`: while `generate` decodes. `"forward"`: in a pass
-        of our own over the decoder.
-        """
-        args = self.args
-        trl_scores_rollouts = args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations) != 0
-        trl_scores_rollouts |= self.use_vllm and self.vllm_importance_sampling_correction
-        if trl_scores_rollouts and not self._reader.shifts_with_left_padding:  # TRL pads on the left
-            return "fused"
-        plain_generate = not (
-            self.use_vllm or self.use_transformers_continuous_batching or self.rollout_func or self.tools
-        )
-        return "decode" if plain_generate else "forward"
+    def _forget(self) -> None:
+        self.tokens, self._pooled_BH, self.n_extra_passes = None, None, 0
 
-    def _generate(self, prompts):
-        pooler = None
-        if not self._evaluating and self._way == "decode":
-            pooler = DecodePooler(self.eos_token_ids, self.args.contrastive_pooling)
-        with self._reader.watch(pooler) if pooler is not None else nullcontext():
-            output = super()._generate(prompts)
-        self._forget_order_of_layers()
-        if self._evaluating:
-            return output
+    @contextmanager
+    def rollouts(self) -> Iterator[None]:
+        """The life of a generation batch: whatever happens in it, nothing of it is left afterwards."""
+        try:
+            yield
+        finally:
+            self._forget()
+
+    def generate(self, generate: Callable[[], tuple], evaluating: bool) -> tuple:
+        """Call TRL's `_generate`, and keep what its rollouts tell; nothing in evaluation."""
+        if evaluating:
+            return generate()
+        pooler = DecodePooler(self._eos_token_ids, self.pooling) if self.mode == "decode" else None
+        with self.reader.watch(pooler) if pooler is not None else nullcontext():
+            output = generate()
         prompt_ids, completion_ids, tool_mask, _, _, _, images = output[:7]
         if any(images or []):  # inside messages, from a tool or from an environment: no column told of them
             raise ValueError(
                 "A rollout has an image in its messages, but CLIPO reads the hidden states of text rollouts only. Take the "
                 "images out of the prompts, tools and environments, or train with `GRPOTrainer`."
             )
-        self._tokens = RolloutTokens(prompt_ids, completion_ids, tool_mask)
+        self.tokens = RolloutTokens(prompt_ids, completion_ids, tool_mask)
         if pooler is not None:
-            self._pooled_BH = self._agreed(pooler.result(self._tokens))
+            self._pooled_BH = self._agreed(pooler.result(self.tokens))
         return output
-
-    def _forget_order_of_layers(self) -> None:
-        """
-        ZeRO-3 fetches parameters ahead in the order of the last passes. Decoding layer by layer leaves an order that does
-        not fit the training pass: with an LM head of its own the backward pass would fail ("size of tensor a (0)").
-        """
-        plugin = self.accelerator.state.deepspeed_plugin
-        if plugin is None or plugin.zero_stage != 3 or self.args.ds3_gather_for_generation or self.deepspeed is None:
-            return
-        coordinator = self.model_wrapped.optimizer.parameter_offload.get_param_coordinator()
-        if not coordinator.is_invalid_trace():
-            coordinator._invalidate_trace()
 
     def _agreed(self, pooled_BH: torch.Tensor | None) -> torch.Tensor | None:
         """`None` on every process if it is `None` on one: all of them then make the forward pass."""
-        missing = torch.tensor([pooled_BH is None], dtype=torch.float32, device=self.accelerator.device)
-        return None if self.accelerator.gather(missing).any() else pooled_BH
+        missing = torch.tensor([pooled_BH is None], dtype=torch.float32, device=self._accelerator.device)
+        return None if self._accelerator.gather(missing).any() else pooled_BH
 
-    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
-        # The first pass after generation is that of the policy; the one of a reference adapter may follow.
-        if self._tokens is None or self._way != "fused" or self._pooled_BH is not None:
-            return super()._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
-            )
-        n_prompt = input_ids.size(1) - logits_to_keep
-        reads_BL = left_padded_reads(self._tokens, self.args.contrastive_pooling, n_prompt, logits_to_keep)
-        pooler = ForwardPooler(reads_BL.to(input_ids.device))
-        shown = attention_mask
-        if self.mask_truncated_completions:
-            shown = shown_to_themselves(attention_mask, self._tokens, n_prompt)
-        with self._reader.watch(pooler):
-            logps, *others = super()._get_per_token_logps_and_entropies(
-                model, input_ids, shown, logits_to_keep, *args, **kwargs
-            )
+    def score(
+        self,
+        score: Callable[[torch.Tensor], tuple],
+        attention_mask_BL: torch.Tensor,
+        n_completion: int,
+        hides_truncated: bool,
+    ) -> tuple:
+        """
+        Call TRL's pass for log-probabilities with an attention mask, and read the states in it if this is the place. The first pass
+        after generation is that of the policy; the one of a reference adapter may follow.
+
+        Args:
+            score (`Callable`): the pass, `attention_mask -> (logps, ...)`.
+            attention_mask_BL (`torch.Tensor` of shape `(B, L)`): TRL's, completions in the last `n_completion` columns.
+            hides_truncated (`bool`): the mask hides truncated completions from themselves (`mask_truncated_completions`).
+        """
+        if self.tokens is None or self.mode != "fused" or self._pooled_BH is not None:
+            return score(attention_mask_BL)
+        n_prompt = attention_mask_BL.size(1) - n_completion
+        reads_BL = left_padded_reads(self.tokens, self.pooling, n_prompt, n_completion)
+        pooler = ForwardPooler(reads_BL.to(attention_mask_BL.device))
+        shown_BL = attention_mask_BL
+        if hides_truncated:
+            shown_BL = shown_to_themselves(attention_mask_BL, self.tokens, n_prompt)
+        with self.reader.watch(pooler):
+            logps, *others = score(shown_BL)
         self._pooled_BH = pooler.result()
-        if shown is not attention_mask:  # 0, as TRL has it for tokens that are masked
-            logps = logps.masked_fill(attention_mask[:, n_prompt:] == 0, 0.0)
+        if hides_truncated:  # 0, as TRL has it for tokens that are masked
+            logps = logps.masked_fill(attention_mask_BL[:, n_prompt:] == 0, 0.0)
         return logps, *others
 
+    def pooled(self, model_wrapped: nn.Module, rows_per_pass: int, pad_token_id: int) -> torch.Tensor:
+        """
+        Pooled states `(B, H)`, float32; by passes over the decoder where nothing has read them yet.
+
+        Args:
+            model_wrapped (`nn.Module`): the policy in its distributed wrapper.
+            rows_per_pass (`int`): the same on every process, and so is the number of passes, as ZeRO-3 needs.
+        """
+        if self._pooled_BH is None:
+            self._pooled_BH = self._by_passes(model_wrapped, rows_per_pass, pad_token_id)
+        return self._pooled_BH.to(self._accelerator.device)
+
     @torch.no_grad()
-    def _forward_pooled(self) -> torch.Tensor:
-        """Pooled states (B, H) by a pass over the decoder alone, in micro-batches of sequences of similar length."""
-        tokens, pooling = self._tokens, self.args.contrastive_pooling
+    def _by_passes(self, model_wrapped: nn.Module, rows_per_pass: int, pad_token_id: int) -> torch.Tensor:
+        """Over the decoder alone, in micro-batches of sequences of similar length."""
+        tokens, device = self.tokens, self._accelerator.device
         by_length = sorted(range(len(tokens)), key=tokens.length, reverse=True)
-        pooled_BH = torch.empty(len(tokens), self._reader.hidden_size, device=self.accelerator.device)
-        n_rows = self.args.per_device_train_batch_size  # the same number of passes on every process, as ZeRO-3 needs
-        with self._passing_through_the_decoder() as decoder:
-            for start in range(0, len(tokens), n_rows):
-                rows = by_length[start : start + n_rows]
-                input_ids, attention_mask, reads = right_padded(
-                    tokens, rows, pooling, self._tokenizer.pad_token_id, self.accelerator.device
-                )
+        pooled_BH = torch.empty(len(tokens), self.reader.hidden_size, device=device)
+        with self._passing_through_the_decoder(model_wrapped) as decoder:
+            for start in range(0, len(tokens), rows_per_pass):
+                rows = by_length[start : start + rows_per_pass]
+                input_ids, attention_mask, reads = right_padded(tokens, rows, self.pooling, pad_token_id, device)
                 pooler = ForwardPooler(reads)
-                with self._reader.watch(pooler), self.accelerator.autocast():
+                with self.reader.watch(pooler), self._accelerator.autocast():
                     decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-                pooled_BH[rows] = pooler.result().to(pooled_BH.device)
-                self._log_contrastive("extra_forward_passes", 1.0)
+                pooled_BH[rows] = pooler.result().to(device)
+                self.n_extra_passes += 1
         return pooled_BH
 
     @contextmanager
-    def _passing_through_the_decoder(self):
+    def _passing_through_the_decoder(self, model_wrapped: nn.Module) -> Iterator[Callable]:
         """
         Calls of the decoder through its distributed wrapper, in evaluation mode: states without dropout, and without a draw from
         the global random state. Mode and methods are the policy's own again afterwards, also after a fault.
         """
-        policy = self.accelerator.unwrap_model(self.model_wrapped)
+        policy = self._accelerator.unwrap_model(model_wrapped)
         was_training, own_forward = policy.training, policy.__dict__.get("forward")
         policy.eval()
         try:
-            yield lambda **inputs: self._forward_redirection(
-                self.model_wrapped, policy, self._reader.decoder, **inputs
-            )
+            yield lambda **inputs: self._redirection(model_wrapped, policy, self.reader.decoder, **inputs)
         finally:
             policy.train(was_training)
             if own_forward is None:  # TRL's redirection puts one there

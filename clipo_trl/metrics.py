@@ -2,6 +2,11 @@
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
+
+from .groups import in_groups
+from .readout import similarity_readout
+from .scored_batch import ScoredBatch
 
 
 # Scores that differ by rounding alone count as equal.
@@ -81,3 +86,60 @@ def sound_against_lucky(score_PG: torch.Tensor, sound_PG: torch.Tensor, lucky_PG
     tie_PGG = difference_PGG.abs() <= _TIE
     ranked_PGG = ((difference_PGG > 0) & ~tie_PGG).float() + 0.5 * tie_PGG.float()
     return torch.stack([(ranked_PGG * pair_PGG).sum(), (difference_PGG * pair_PGG).sum(), pair_PGG.sum().float()])
+
+
+def batch_metrics(batch: ScoredBatch, accelerator: Accelerator) -> dict[str, float]:
+    """All figures of a generation batch, by the names that the docs explain; NaN where there is nothing to tell."""
+    metrics = batch.figures | rollout_metrics(
+        batch.loss_PG,
+        batch.is_anchor_PG,
+        batch.reward_PG,
+        batch.is_paid_PG,
+        batch.is_cut_PG,
+        batch.correct_PG,
+        batch.valid_PG,
+    )
+    states, present, groups = _states_in_groups(batch)
+    of_states = pair_cosines(states, batch.correct_PG[groups], batch.valid_PG[groups] & present)
+    of_embeddings = pair_cosines(batch.embeddings_PGD, batch.correct_PG, batch.valid_PG)
+    for what, pairs in (("hidden", accelerator.reduce(of_states, "sum")), ("embedding", of_embeddings)):
+        for kind, (total, number) in zip(("correct_correct", "correct_wrong"), pairs.tolist(), strict=True):
+            metrics[f"{what}_cosine_{kind}"] = total / number if number else float("nan")
+    if batch.steps_PG is not None:
+        metrics |= soundness_metrics(batch, accelerator)
+    return metrics
+
+
+def _states_in_groups(batch: ScoredBatch) -> tuple[torch.Tensor, torch.Tensor, slice]:
+    """
+    Hidden states in groups (P', G, H), which of them are on this process (P', G), and the place of the P' groups.
+    The states do not travel: pairs of them are looked at where both are on one process.
+    """
+    G, first = batch.correct_PG.size(1), batch.local.start
+    states, present = in_groups(batch.pooled_BH, G, first)
+    return states, present, slice(first // G, first // G + len(states))
+
+
+def soundness_metrics(batch: ScoredBatch, accelerator: Accelerator) -> dict[str, float]:
+    """How well the reward paid, the embeddings and the hidden states tell sound from lucky correct rollouts."""
+    sound_PG, lucky_PG = batch.steps_PG > 0, batch.steps_PG <= 0  # neither where the checker gave nothing
+    states, present, groups = _states_in_groups(batch)
+    of_states, has_score = similarity_readout(
+        F.normalize(states, dim=-1),
+        batch.correct_PG[groups],
+        valid_PG=batch.valid_PG[groups] & present,
+    )
+    hidden = sound_against_lucky(of_states, has_score & sound_PG[groups], has_score & lucky_PG[groups])
+    of_sound, of_lucky = batch.is_scored_PG & sound_PG, batch.is_scored_PG & lucky_PG
+    sums = {
+        "reward": sound_against_lucky(batch.reward_PG, of_sound, of_lucky),
+        "embedding": sound_against_lucky(batch.agreement_PG, of_sound, of_lucky),
+        "hidden": accelerator.reduce(hidden, "sum"),
+    }
+    metrics = {}
+    for name, (n_ranked, difference, n_pairs) in ((name, values.tolist()) for name, values in sums.items()):
+        metrics[f"sound_auroc_{name}"] = n_ranked / n_pairs if n_pairs else float("nan")
+        metrics[f"sound_gap_{name}"] = difference / n_pairs if n_pairs else float("nan")
+    right_PG = batch.correct_PG & batch.valid_PG
+    n_correct, n_lucky = (right_PG & (sound_PG | lucky_PG)).sum().item(), (right_PG & lucky_PG).sum().item()
+    return metrics | {"lucky_share": n_lucky / n_correct if n_correct else float("nan")}

@@ -8,32 +8,31 @@ Axes: B rollouts of this process, N = P * G of all processes, P prompts, G rollo
 
 import copy
 import inspect
+import os
 import textwrap
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from accelerate.logging import get_logger
-from torch import nn
 from trl import GRPOConfig, GRPOTrainer
-from trl.models.utils import _ForwardRedirection
 
-from .calibration import Calibration
-from .capture import CaptureMixin
-from .checkpoint import CheckpointMixin
+from .capture import StateSource
+from .checkpoint import load_checked, load_state, save_state
+from .completions_table import table_columns
 from .config import CLIPOConfig, CLIPOConfigMixin
-from .continuous_batching import ContinuousBatchingMixin
-from .eval_metrics import EvalMetricsMixin
-from .groups import group_means
-from .head import ContrastiveHead, check_hidden_size, head_settings, resolve_saved_head
+from .head import HEAD_FOLDER, ContrastiveHead, check_hidden_size, head_settings, resolve_saved_head
 from .hidden_states import HiddenStateReader
-from .losses import contrastive_loss
-from .mode import ModeMixin
-from .readout import similarity_readout
-from .rewards import contrastive_reward, readout_reward
+from .learner import HeadLearner
+from .metrics import batch_metrics
+from .scored_batch import ScoredBatch
 from .success import find_success_rule, warn_of
-from .train_metrics import AGREEMENT, LOSS, TrainMetricsMixin
-from .warmup import WarmupMixin
+from .upstream.continuous_batching import ContinuousBatchingMixin
+from .upstream.evaluation import EvaluationMixin
+from .upstream.exact_resume import ExactResumeMixin
+from .upstream.zero3_order import forget_order_of_layers
+from .warmup import Warmup
 
 
 logger = get_logger(__name__)
@@ -44,21 +43,14 @@ def contrastive(completions, **kwargs) -> list[None]:
     return [None] * len(completions)
 
 
-class CLIPOMixin(
-    ModeMixin,
-    WarmupMixin,
-    CaptureMixin,
-    ContinuousBatchingMixin,
-    CheckpointMixin,
-    TrainMetricsMixin,
-    EvalMetricsMixin,
-):
+class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
     """
     CLIPO for any trainer that is shaped like `GRPOTrainer`: `class MyTrainer(CLIPOMixin, GMPOTrainer)`, with a
     configuration `class MyConfig(CLIPOConfigMixin, GMPOConfig)`.
 
     The only change to the parent is one more reward column, `contrastive`. It is filled in training; in evaluation it stays
-    empty. Everything after it (advantages, clipping, KL) is the parent's.
+    empty. Everything after it (advantages, clipping, KL) is the parent's. Here stand the parent's methods that are overridden, each
+    a few lines; the work is done by a [`StateSource`] (hidden states), a [`HeadLearner`] (head, loss, reward) and a [`Warmup`].
     """
 
     _config_class = CLIPOConfig
@@ -89,21 +81,14 @@ class CLIPOMixin(
                 "Leave one of them out."
             )
 
-        self._reader = HiddenStateReader(self.accelerator.unwrap_model(self.model), self.args.contrastive_layer)
-        self._way = self._choose_way()
-        self._forward_redirection = _ForwardRedirection()
-        self.contrastive_head = self._make_head().to(self.accelerator.device)
-        self._head_optimizer = torch.optim.AdamW(
-            self.contrastive_head.parameters(),
-            lr=self.args.contrastive_learning_rate,
-            weight_decay=self.args.contrastive_weight_decay,
-        )
-        # InfoNCE's draw is the same on every process, and leaves the global random state alone.
-        self._draw_generator = torch.Generator().manual_seed(self.args.seed)
-        self._calibration = Calibration()
-        self._plan_warmup()
-        self._n_generation_batches = 0  # scored so far in training: the warm-up counts them
-        self._tokens = self._pooled_BH = None
+        reader = HiddenStateReader(self.accelerator.unwrap_model(self.model), self.args.contrastive_layer)
+        mode = self._choose_capture_mode(reader)
+        self.states = StateSource(reader, mode, self.args.contrastive_pooling, self.eos_token_ids, self.accelerator)
+        self.contrastive_head = self._make_head(reader.hidden_size).to(self.accelerator.device)
+        self.head_learner = HeadLearner(self.contrastive_head, self.args, self.accelerator)
+        num_prompts = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None
+        self.warmup = Warmup(self.args, num_prompts)
+        self.warmup.warn(has_scheduler=self.lr_scheduler is not None)
 
     # ------------------------------------------------------------------ construction
 
@@ -202,36 +187,70 @@ class CLIPOMixin(
             )
         return names.get(name)
 
-    def _make_head(self) -> ContrastiveHead:
-        hidden_size = self._reader.hidden_size
-        if self._saved_head is None:
-            return ContrastiveHead(hidden_size, seed=self.args.seed, **head_settings(self.args))
-        check_hidden_size(self._saved_head, hidden_size, self.args.contrastive_head_path)
-        return self._saved_head.train()
+    def _make_head(self, hidden_size: int) -> ContrastiveHead:
+        args, head = self.args, self._saved_head
+        if head is None:
+            return ContrastiveHead(hidden_size, seed=args.seed, **head_settings(args))
+        check_hidden_size(head, hidden_size, args.contrastive_head_path)
+        return head.train()
 
-    # ------------------------------------------------------------------ reward and head
+    def _choose_capture_mode(self, reader: HiddenStateReader) -> str:
+        """See [`StateSource`]."""
+        args = self.args
+        trl_scores_rollouts = args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations) != 0
+        trl_scores_rollouts |= self.use_vllm and self.vllm_importance_sampling_correction
+        if trl_scores_rollouts and not reader.shifts_with_left_padding:  # TRL pads on the left
+            return "fused"
+        plain_generate = not (
+            self.use_vllm or self.use_transformers_continuous_batching or self.rollout_func or self.tools
+        )
+        return "decode" if plain_generate else "forward"
+
+    # ------------------------------------------------------------------ rollouts
 
     def _generate_and_score_completions(self, inputs):
+        beta = self.beta
+        if not self._evaluating and self.warmup.frozen_steps and self.warmup.has_batch(self.head_learner.n_batches):
+            self.beta = 0.0  # no step will use these rollouts' log-probabilities under the reference
         try:
-            return super()._generate_and_score_completions(inputs)
+            with self.states.rollouts():
+                return super()._generate_and_score_completions(inputs)
         finally:
-            self._tokens = self._pooled_BH = None
+            self.beta = beta
             # The column is empty in evaluation: no mean to log.
             self._metrics["eval"].pop(f"rewards/{contrastive.__name__}/mean", None)
             self._metrics["eval"].pop(f"rewards/{contrastive.__name__}/std", None)
+
+    def _generate(self, prompts):
+        step = self.state.global_step
+        if self.use_vllm and self._last_loaded_step >= 0 and self.warmup.same_policy(self._last_loaded_step, step):
+            self._last_loaded_step = step  # the engine has these weights
+        output = self.states.generate(partial(super()._generate, prompts), self._evaluating)
+        forget_order_of_layers(self)
+        return output
+
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
+        def score(mask):
+            return parent(model, input_ids, mask, logits_to_keep, *args, **kwargs)
+
+        parent = super()._get_per_token_logps_and_entropies
+        return self.states.score(score, attention_mask, logits_to_keep, self.mask_truncated_completions)
+
+    # ------------------------------------------------------------------ reward and head
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self._evaluating:
             self._add_to_completions_table(len(prompts))
-            self._keep_test_rewards(rewards_per_func)
             return rewards_per_func
         start = time.perf_counter()
-        pooled_BH = self._forward_pooled() if self._pooled_BH is None else self._pooled_BH
-        pooled_BH = pooled_BH.to(self.accelerator.device)
+        pooled_BH = self.states.pooled(
+            self.model_wrapped, self.args.per_device_train_batch_size, self._tokenizer.pad_token_id
+        )
+        if self.states.n_extra_passes:
+            self._log_contrastive(extra_forward_passes=float(self.states.n_extra_passes))
         rewards_per_func[:, self._column] = self._contrastive_column(rewards_per_func, pooled_BH)
-        self._n_generation_batches += 1
-        self._log_contrastive("seconds", time.perf_counter() - start)
+        self._log_contrastive(seconds=time.perf_counter() - start)
         return rewards_per_func
 
     def _contrastive_column(self, rewards_per_func: torch.Tensor, pooled_BH: torch.Tensor) -> torch.Tensor:
@@ -245,114 +264,105 @@ class CLIPOMixin(
         Returns:
             `torch.Tensor` of shape `(N,)`: contrastive reward; NaN where none could be given, as TRL has it.
         """
-        self._check_heads_agree()
-        args, G = self.args, self.num_generations
+        G = self.num_generations
         success_rewards = rewards_per_func[:, self._success_columns]
         success_weights = self.reward_weights.to(success_rewards.device)[self._success_columns]
-        correct_PG = ((success_rewards * success_weights).nansum(1) > args.contrastive_success_threshold).view(-1, G)
-        unscorable_N = success_rewards.isnan().all(1)
-
-        first = self.accelerator.process_index * len(pooled_BH)
-        local = slice(first, first + len(pooled_BH))
-        has_state_B = pooled_BH.isfinite().all(1) & pooled_BH.ne(0).any(1)
-        pooled_BH = pooled_BH.masked_fill(~(has_state_B & ~unscorable_N[local]).unsqueeze(1), 0.0)
-        embeddings_BD = self._embed(pooled_BH, has_state_B & ~unscorable_N[local])
-        # Hidden states stay on their process. Embeddings meet as a leaf: its gradient is the same on every process, and
-        # each takes the part of its own rollouts on to the head.
-        embeddings_ND = self.accelerator.gather(embeddings_BD.detach())
-        has_state_N = self.accelerator.gather(has_state_B) & embeddings_ND.isfinite().all(1)
-        valid_PG = (has_state_N & ~unscorable_N).view(-1, G)
-        embeddings_ND.requires_grad_()
-        loss_PG, is_anchor_PG = contrastive_loss(
-            embeddings_ND.view(-1, G, embeddings_ND.size(1)),
-            correct_PG,
-            valid_PG=valid_PG,
-            loss_type=args.contrastive_loss_type,
-            similarity=args.contrastive_similarity,
-            temperature=args.contrastive_temperature,
-            level=args.contrastive_level,
-            anchors=args.contrastive_anchors,
-            generator=self._draw_generator,
-        )
-        reward_settings = {
-            "weight": args.contrastive_reward_weight,
-            "offset": args.contrastive_reward_offset,
-            "floor": args.contrastive_reward_floor,
-        }
-        if args.contrastive_reward_type == "loss":
-            reward_PG, is_paid_PG = (
-                contrastive_reward(loss_PG, correct_PG, **reward_settings),
-                is_anchor_PG & correct_PG,
-            )
-            is_cut_PG = reward_PG <= args.contrastive_reward_floor
-        else:
-            score_PG, is_paid_PG = similarity_readout(
-                embeddings_ND.view(*correct_PG.shape, -1),
-                correct_PG,
-                valid_PG=valid_PG,
-                reward_type=args.contrastive_reward_type,
-                level=args.contrastive_level,
-            )
-            reward_PG = readout_reward(score_PG, correct_PG, **reward_settings)
-            is_cut_PG = (reward_PG - args.contrastive_reward_offset).abs() >= -args.contrastive_reward_floor
+        correct_N = (success_rewards * success_weights).nansum(1) > self.args.contrastive_success_threshold
+        has_reward_N = ~success_rewards.isnan().all(1)
         steps_PG = None if self._step_column is None else rewards_per_func[:, self._step_column].view(-1, G)
-        if args.contrastive_calibration:
-            trust = self._calibration.update(reward_PG, is_paid_PG & (steps_PG > 0), is_paid_PG & (steps_PG <= 0))
-            reward_PG = args.contrastive_reward_offset + trust * (reward_PG - args.contrastive_reward_offset)
-            self._log_contrastive("trust", trust)
-            self._log_contrastive("checked_pairs", self._calibration.n_pairs)
-        if is_anchor_PG.any() and not args.freeze_contrastive_head:
-            (loss_PG.sum() / is_anchor_PG.sum()).backward()
-            self._step_head(embeddings_BD, embeddings_ND.grad[local])
-
-        embeddings_PGD = embeddings_ND.detach().view(*correct_PG.shape, -1)
-        self._log_rollouts(
-            loss_PG.detach(),
-            is_anchor_PG,
-            reward_PG,
-            is_paid_PG,
-            is_cut_PG,
-            correct_PG,
-            valid_PG,
-            embeddings_PGD,
-            pooled_BH,
-        )
-        agreement_PG, is_scored_PG = similarity_readout(embeddings_PGD, correct_PG, valid_PG=valid_PG)
-        scores_PG = {
-            LOSS: loss_PG.where(is_anchor_PG, torch.nan),
-            AGREEMENT: agreement_PG.where(is_scored_PG, torch.nan),
-        }
-        self._add_to_completions_table(
-            len(pooled_BH), {name: values.detach().flatten()[local] for name, values in scores_PG.items()}
-        )
-        if steps_PG is not None:
-            self._log_sound_and_lucky(steps_PG, reward_PG, agreement_PG, is_scored_PG, correct_PG, valid_PG, pooled_BH)
-        if self._in_warmup() and args.contrastive_warmup_policy == "verifiable_reward":
+        in_warmup = self.warmup.has_batch(self.head_learner.n_batches)
+        batch = self.head_learner.score(pooled_BH, correct_N.view(-1, G), has_reward_N.view(-1, G), steps_PG)
+        batch.reward_PG = self.reward_to_pay(batch)
+        self._log_contrastive(**batch_metrics(batch, self.accelerator))
+        self._add_to_completions_table(len(pooled_BH), batch)
+        reward_PG = batch.reward_PG
+        if in_warmup and self.args.contrastive_warmup_policy == "verifiable_reward":
             reward_PG = torch.zeros_like(reward_PG)
-        return reward_PG.masked_fill(~valid_PG, torch.nan).flatten()
+        return reward_PG.masked_fill(~batch.valid_PG, torch.nan).flatten()
 
-    @torch.enable_grad()
-    def _embed(self, pooled_BH: torch.Tensor, valid_B: torch.Tensor) -> torch.Tensor:
-        """Embeddings (B, D) of this process; invalid rows of `pooled_BH` are zero."""
-        mean = None
-        if self.contrastive_head.debias == "mean_subtract":
-            sum_H = self.accelerator.reduce(pooled_BH.sum(0), "sum")
-            mean = sum_H / self.accelerator.reduce(valid_B.sum().float(), "sum").clamp(min=1)
-        elif self.contrastive_head.debias == "group_center":
-            mean = group_means(pooled_BH, valid_B, self.num_generations, self.accelerator)
-        return self.contrastive_head(pooled_BH, mean)
+    def reward_to_pay(self, batch: ScoredBatch) -> torch.Tensor:
+        """
+        The contrastive reward to be paid for a generation batch. Override it to try another: it is logged, put into the table
+        and added to the other rewards as CLIPO's own is. On every process it gets, and must give, the same.
 
-    def _step_head(self, embeddings_BD: torch.Tensor, gradient_BD: torch.Tensor) -> None:
-        """One AdamW step of the head on the loss over all processes, given its gradient at this process' embeddings."""
-        embeddings_BD.backward(gradient_BD)
-        parameters = list(self.contrastive_head.parameters())
-        for parameter in parameters:
-            parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-        self._log_contrastive("head_grad_norm", norm.item())
-        if norm.isfinite():  # a state may be finite and its projection not
-            self._head_optimizer.step()
-        self._head_optimizer.zero_grad()
+        Args:
+            batch (`ScoredBatch`): what is known of the batch, CLIPO's reward among it.
+
+        Returns:
+            `torch.Tensor` of shape `(P, G)`. Where a rollout counts for nothing (`valid_PG` is False), anything.
+        """
+        return batch.reward_PG
+
+    def _add_to_completions_table(self, n_rows: int, batch: ScoredBatch | None = None) -> None:
+        if not self.log_completions:
+            return
+        G = self.num_generations if batch is not None else self.num_generations_eval
+        first = self.accelerator.process_index * n_rows + sum(map(len, self._test_rewards[:-1]))
+        for name, values in table_columns(n_rows, first, G, batch).items():
+            self._log_completion_extra(name, values)
+
+    def _log_contrastive(self, **values: float) -> None:
+        for name, value in values.items():
+            self._metrics["train"][f"contrastive/{name}"].append(value)
+
+    # ------------------------------------------------------------------ a frozen warm-up
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        ours = self.lr_scheduler is None  # not one of the user's
+        scheduler = super().create_scheduler(max(num_training_steps - self.warmup.frozen_steps, 1), optimizer)
+        if ours:
+            self.warmup.delay(scheduler)
+        return scheduler
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        if not self.warmup.freezes(self.state.global_step):
+            return super().training_step(model, inputs, num_items_in_batch)
+        # Rollouts and the head's step, without a forward or backward pass of the policy: no parameter gets a gradient, so
+        # the optimizer's step that follows changes nothing.
+        start = time.perf_counter()
+        with self._in_mode(evaluating=False):
+            self._prepare_inputs(inputs)
+        self._step += 1
+        self._current_train_step_time += time.perf_counter() - start
+        if self._step % self.current_gradient_accumulation_steps == 0:
+            self._metrics["train"]["step_time"].append(self._current_train_step_time)
+            self._current_train_step_time = 0.0
+        return torch.zeros((), device=self.accelerator.device)
+
+    # ------------------------------------------------------------------ saving and resuming
+
+    def _save_head(self, folder: str) -> None:
+        if self.args.should_save:
+            self.contrastive_head.save_into(folder)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        # The head first: the parent may push the folder.
+        self._save_head(output_dir or self.args.output_dir)
+        super().save_model(output_dir, _internal_call)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        self._log_contrastive(**self.head_learner.synchronise())
+        super()._save_checkpoint(model, trial)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            save_state(output_dir, self.head_learner, self.warmup)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        self._save_head(self.args.output_dir)  # the parent copies the files that it knows from the checkpoint
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            load_state(checkpoint, self.head_learner, self.warmup, self.state.global_step)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        best = self.state.best_model_checkpoint
+        if os.path.isdir(os.path.join(best, HEAD_FOLDER)):
+            load_checked(self.contrastive_head, best, "load_best_model_at_end")
 
 
 class CLIPOTrainer(CLIPOMixin, GRPOTrainer):

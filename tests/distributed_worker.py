@@ -102,8 +102,8 @@ class Recording(CLIPOTrainer):
         super().__init__(*args, **kwargs)
         self.seen = []
 
-    def _choose_way(self):
-        return self.way or super()._choose_way()
+    def _choose_capture_mode(self, reader):
+        return self.way or super()._choose_capture_mode(reader)
 
     def _contrastive_column(self, rewards_per_func, pooled_BH):
         rewards = rewards_per_func[:, 0].clone()
@@ -120,7 +120,7 @@ class SameRollouts(Recording):
         rank, size = world()
         rows = slice(rank * len(prompts), (rank + 1) * len(prompts))
         count = iter(range(10_000))
-        batch = self._n_generation_batches
+        batch = self.head_learner.n_batches
 
         def draw(probabilities, num_samples):
             generator = torch.Generator().manual_seed(1_000 * batch + next(count))
@@ -187,7 +187,7 @@ class RoundedHead(Recording):
     """One process' head comes to differ in the last bit of a weight, at the third generation batch and at the second save."""
 
     def _contrastive_column(self, *args):
-        if self._n_generation_batches == 2:
+        if self.head_learner.n_batches == 2:
             flip(self, 0)
         return super()._contrastive_column(*args)
 
@@ -201,7 +201,7 @@ def flip(trainer, bit: int) -> None:
     """Turn a bit of a weight on process 1, and of what its optimizer remembers: 0 is the last, 23 makes it twice or half."""
     if world()[0] == 1:
         weight = next(trainer.contrastive_head.parameters())
-        for tensor in (weight.data, trainer._head_optimizer.state.get(weight, {}).get("exp_avg")):
+        for tensor in (weight.data, trainer.head_learner.optimizer.state.get(weight, {}).get("exp_avg")):
             if tensor is not None:
                 tensor.view(torch.int32)[0, 0] ^= 1 << bit
 
@@ -360,14 +360,14 @@ def report(trainer) -> dict:
     parts = [getattr(p, "ds_tensor", getattr(p, "_local_tensor", p)) for p in parameters]
     timed = ("time", "seconds", "per_second")
     return {
-        "way": trainer._way,
+        "way": trainer.states.mode,
         "world_size": trainer.accelerator.num_processes,
         "wrapper": type(trainer.model_wrapped).__name__,
         "share": sum(part.numel() for part in parts) / sum(getattr(p, "ds_numel", p.numel()) for p in parameters),
         "weights": [part.detach().clone() for part in parts],
         "head": flat_head(trainer),
         "mean": trainer.contrastive_head.mean_H,
-        "moments": [state["exp_avg"] for state in trainer._head_optimizer.state.values()],
+        "moments": [state["exp_avg"] for state in trainer.head_learner.optimizer.state.values()],
         "seen": trainer.seen,
         "log": [
             {key: value for key, value in row.items() if not any(word in key for word in timed)}

@@ -45,16 +45,16 @@ class RecordingTrainer(CLIPOTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._way = self.force_way or self._way
+        self.states.mode = self.force_way or self.states.mode
         self.records = []
         self.columns = []
 
     def _contrastive_column(self, rewards_per_func, pooled_BH):
         with self.accelerator.autocast():
             expected = full_forward_states(
-                self.model, self._tokens, self.args.contrastive_pooling, self.args.contrastive_layer
+                self.model, self.states.tokens, self.args.contrastive_pooling, self.args.contrastive_layer
             )
-        self.records.append((self._tokens, pooled_BH.clone(), expected))
+        self.records.append((self.states.tokens, pooled_BH.clone(), expected))
         head = copy.deepcopy(self.contrastive_head)
         column = super()._contrastive_column(rewards_per_func, pooled_BH)
         if self.args.contrastive_loss_type == "supcon_out":

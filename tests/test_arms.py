@@ -85,7 +85,7 @@ class Bare(arms.ControlledTrainer):
 
     def __init__(self, control, column):
         self.reward_control, self.column = control, column
-        self.num_generations, self._draw_generator = 4, torch.Generator().manual_seed(0)
+        self.num_generations, self.head_learner.draw_generator = 4, torch.Generator().manual_seed(0)
         self._metrics = {"train": {"contrastive/sound_auroc_reward": [None], "contrastive/sound_gap_reward": [None]}}
 
     def _keep_embeddings(self, *args):

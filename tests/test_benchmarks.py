@@ -164,7 +164,7 @@ def test_every_way_takes_its_turn_and_only_forward_makes_extra_passes(tmp_path, 
 
     def watched(prompts):
         output = generate(prompts)
-        turns.append(trainer._way)
+        turns.append(trainer.states.mode)
         assert {len(ids) for ids in output[1]} == {tiny.n_completion}
         return output
 
@@ -183,11 +183,12 @@ def test_naive_states_are_ours(tmp_path, tiny):
     trainer = overhead.make_trainer(tiny, 0, 1, 1, str(tmp_path))
     trainer.model.eval()
     ids = torch.randint(2, tiny.vocab_size, (8, 12), generator=torch.Generator().manual_seed(0)).tolist()
-    trainer._tokens = RolloutTokens([row[:4] for row in ids], [row[4:] for row in ids])
-    trainer._way = "naive"
-    naive = trainer._forward_pooled()
-    trainer._way = "forward"
-    torch.testing.assert_close(naive, trainer._forward_pooled())
+    pooled = []
+    for trainer.states.mode in ("naive", "forward"):
+        with trainer.states.rollouts():
+            trainer.states.tokens = RolloutTokens([row[:4] for row in ids], [row[4:] for row in ids])
+            pooled.append(trainer.states.pooled(trainer.model_wrapped, 4, 0))
+    torch.testing.assert_close(*pooled)
 
 
 # ---------------------------------------------------------------------- scaling

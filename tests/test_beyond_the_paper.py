@@ -195,7 +195,7 @@ def test_calibration_is_in_the_checkpoint(tmp_path):
     whole = train(tmp_path / "whole", save_strategy="steps", save_steps=2, **settings)
     resumed = make_trainer(tmp_path / "resumed", **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
-    assert resumed._calibration == whole._calibration != Calibration()
+    assert resumed.head_learner.calibration == whole.head_learner.calibration != Calibration()
     assert torch.equal(resumed.seen[-1]["column"], whole.seen[-1]["column"])
 
 

@@ -57,7 +57,7 @@ def test_a_reward_function_that_fails_stops_the_run_which_can_go_on(fault, error
     stopped = make(tmp_path / "stopped", reward_funcs=failing, **SETTINGS)
     with pytest.raises(error, match=message):
         stopped.train()
-    assert stopped._n_generation_batches == 2 and stopped._tokens is None
+    assert stopped.head_learner.n_batches == 2 and stopped.states.tokens is None
     assert last_whole_checkpoint(tmp_path / "stopped").endswith("checkpoint-2")
     monkeypatch.setattr(failing, "is_on", False)
     whole = trained(tmp_path / "whole", reward_funcs=failing, **SETTINGS)
@@ -192,4 +192,4 @@ def test_the_checkpoint_of_a_run_without_a_head_starts_one(tmp_path, caplog):
     trained(tmp_path, GRPOTrainer, max_steps=2, **EVERY_STEP)
     trainer = go_on(tmp_path)
     assert "The contrastive head and its warm-up start afresh" in caplog.text
-    assert trainer.state.global_step == 4 and trainer._n_generation_batches == 2
+    assert trainer.state.global_step == 4 and trainer.head_learner.n_batches == 2

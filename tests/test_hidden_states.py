@@ -15,7 +15,7 @@ from clipo_trl.hidden_states import DecodePooler, ForwardPooler, HiddenStateRead
 def test_pooled_states_are_those_of_a_full_forward(tmp_path, way, layer, pooling):
     settings = FUSED if way == "fused" else {}
     trainer = record(tmp_path, way, contrastive_layer=layer, contrastive_pooling=pooling, max_steps=2, **settings)
-    assert trainer._way == way
+    assert trainer.states.mode == way
     lengths = [len(ids) for tokens, _, _ in trainer.records for ids in tokens.completion_ids]
     prompt_lengths = [len(ids) for tokens, _, _ in trainer.records for ids in tokens.prompt_ids]
     assert len(set(lengths)) > 3 and len(set(prompt_lengths)) > 1
@@ -31,10 +31,10 @@ def test_completions_of_one_token(tmp_path, way):
 
 
 def test_ways_are_chosen_from_the_configuration(tmp_path):
-    assert record(tmp_path)._way == "decode"
-    assert record(tmp_path, **FUSED)._way == "fused"
-    assert record(tmp_path, num_iterations=2)._way == "fused"
-    assert record(tmp_path, mask_truncated_completions=True, **FUSED)._way == "fused"
+    assert record(tmp_path).states.mode == "decode"
+    assert record(tmp_path, **FUSED).states.mode == "fused"
+    assert record(tmp_path, num_iterations=2).states.mode == "fused"
+    assert record(tmp_path, mask_truncated_completions=True, **FUSED).states.mode == "fused"
 
 
 @pytest.mark.parametrize("way", ["decode", "fused"])
@@ -129,12 +129,12 @@ def test_what_reaches_the_head_keeps_nothing_else_alive(tmp_path, way, monkeypat
     )
     trainer = record(tmp_path, way, **(FUSED if way == "fused" else {}))
     assert {size for size, _ in sizes} == {8 * 16 * 4}  # (B, H) in float32
-    assert trainer._tokens is None and trainer._pooled_BH is None
+    assert trainer.states.tokens is None and trainer.states._pooled_BH is None
 
 
 def test_a_pass_that_fails_leaves_the_policy_as_it_was(tmp_path):
     trainer = record(tmp_path, "forward", max_steps=1, per_device_train_batch_size=4, gradient_accumulation_steps=2)
-    policy, decoder = trainer.model, trainer._reader.decoder
+    policy, decoder = trainer.model, trainer.states.reader.decoder
     before = (dict(policy.__dict__), len(decoder._forward_hooks), len(decoder._forward_pre_hooks))
     passes = []
 
@@ -144,9 +144,9 @@ def test_a_pass_that_fails_leaves_the_policy_as_it_was(tmp_path):
             raise torch.OutOfMemoryError("in the second micro-batch")
 
     handle = decoder.register_forward_pre_hook(fails, with_kwargs=True)
-    trainer._tokens = trainer.records[0][0]
+    trainer.states.tokens = trainer.records[0][0]
     with pytest.raises(torch.OutOfMemoryError):
-        trainer._forward_pooled()
+        trainer.states.pooled(trainer.model_wrapped, 4, 0)
     handle.remove()
     assert passes == [False, False] and policy.training and decoder.training
     after = (dict(policy.__dict__), len(decoder._forward_hooks), len(decoder._forward_pre_hooks))
@@ -174,12 +174,12 @@ def test_rollout_func_with_tokens_of_an_environment(tmp_path):
         return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": logprobs, "env_mask": env_mask}
 
     trainer = record(tmp_path, trainer_kwargs={"rollout_func": rollout})
-    assert trainer._way == "forward"
+    assert trainer.states.mode == "forward"
     assert any(0 in mask for mask in trainer.records[0][0].policy_mask)
     assert_right(trainer)
     # the fused way sees the same mask
     trainer = record(tmp_path, trainer_kwargs={"rollout_func": rollout}, **FUSED)
-    assert trainer._way == "fused"
+    assert trainer.states.mode == "fused"
     assert_right(trainer)
 
 
@@ -190,7 +190,7 @@ def test_continuous_batching(tmp_path):
         use_transformers_continuous_batching=True,
         transformers_continuous_batching_config={"block_size": 32, "num_blocks": 16, "max_batch_tokens": 64},
     )
-    assert trainer._way == "forward"
+    assert trainer.states.mode == "forward"
     assert_right(trainer)
 
 
@@ -252,7 +252,7 @@ def test_decoding_that_does_not_match_the_completions_is_noticed():
 
 def test_beams_fall_back_to_a_forward_pass(tmp_path):
     trainer = record(tmp_path, generation_kwargs={"num_beams": 2})
-    assert trainer._way == "decode"
+    assert trainer.states.mode == "decode"
     assert [row["contrastive/extra_forward_passes"] for row in trainer.state.log_history if "loss" in row] == [1.0] * 3
     assert_right(trainer)
 
@@ -260,7 +260,7 @@ def test_beams_fall_back_to_a_forward_pass(tmp_path):
 def test_the_hook_does_not_stay(tmp_path):
     for way in WAYS:
         trainer = record(tmp_path, way, **(FUSED if way == "fused" else {}))
-        hooks = [hook for module in trainer._reader.decoder.modules() for hook in module._forward_hooks.values()]
+        hooks = [hook for module in trainer.states.reader.decoder.modules() for hook in module._forward_hooks.values()]
         assert not any(
             "HiddenStateReader" in hook.__qualname__ for hook in hooks
         )  # transformers leaves some of its own

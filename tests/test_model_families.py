@@ -167,7 +167,7 @@ def gpt2():
 def test_learned_positions_that_padding_moves_are_read_another_way(tmp_path, layer):
     """GPT-2 counts positions from the left, padding included, unless told; TRL's scoring pass does not tell."""
     trainer = record(tmp_path, model=gpt2(), contrastive_layer=layer, max_steps=2, **FUSED)
-    assert trainer._way == "decode"
+    assert trainer.states.mode == "decode"
     assert_right(trainer)
     assert_right(record(tmp_path, "forward", model=gpt2(), contrastive_layer=layer, max_steps=1))
     with pytest.raises(AssertionError):

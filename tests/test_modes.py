@@ -87,16 +87,16 @@ def traces(trainer):
             "policy": trainer.model.state_dict(),
             "policy is training": trainer.model.training,
             "head": trainer.contrastive_head.state_dict(),
-            "head's optimizer": trainer._head_optimizer.state_dict(),
-            "draw": trainer._draw_generator.get_state(),
-            "calibration": trainer._calibration,
-            "batches": trainer._n_generation_batches,
+            "head's optimizer": trainer.head_learner.optimizer.state_dict(),
+            "draw": trainer.head_learner.draw_generator.get_state(),
+            "calibration": trainer.head_learner.calibration,
+            "batches": trainer.head_learner.n_batches,
             "step": (trainer._step, trainer.state.global_step),
             "waiting rollouts": trainer._buffered_inputs,
             "waiting metrics": {name: list(values) for name, values in trainer._metrics["train"].items()},
             "metrics of evaluations": dict(trainer._metrics["eval"]),
             "pending": (dict(trainer._pending_extra_logs), dict(trainer._pending_metrics)),
-            "rollouts at hand": (trainer._tokens, trainer._pooled_BH, list(trainer._logs["advantages"])),
+            "rollouts at hand": (trainer.states.tokens, trainer.states._pooled_BH, list(trainer._logs["advantages"])),
             "test rewards": tuple(trainer._test_rewards),
         }
     )
@@ -159,7 +159,7 @@ def test_evaluation_and_prediction_leave_no_trace(make, generates, precision):
     trained = [row for row in trainer.state.log_history if "loss" in row]
     assert len(trained) == 3 and all("contrastive/anchors" in row and "reward" in row for row in trained)
     # Training itself did what it is there for.
-    assert trainer._n_generation_batches == len(trainer.records) == 3
+    assert trainer.head_learner.n_batches == len(trainer.records) == 3
     assert {parameter.dtype for parameter in trainer.model.parameters()} == kinds
     assert not torch.equal(policy["lm_head.weight"], trainer.model.state_dict()["lm_head.weight"])
     assert not all(torch.equal(head[name], weight) for name, weight in trainer.contrastive_head.state_dict().items())
@@ -208,7 +208,7 @@ def test_an_exception_in_the_middle_leaves_no_trace(make, generates, monkeypatch
         assert not trainer._evaluating
     trainer.reward_funcs[0] = grade
     trainer.train()
-    assert trainer._n_generation_batches == 2
+    assert trainer.head_learner.n_batches == 2
 
 
 def test_the_page_names_these_tests():

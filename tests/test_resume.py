@@ -35,7 +35,7 @@ SPLITS = {
 def assert_same_run(resumed, whole):
     assert same(weights(resumed.model), weights(whole.model))
     assert same(resumed.contrastive_head.state_dict(), whole.contrastive_head.state_dict())
-    assert torch.equal(resumed._draw_generator.get_state(), whole._draw_generator.get_state())
+    assert torch.equal(resumed.head_learner.draw_generator.get_state(), whole.head_learner.draw_generator.get_state())
     timed = ("time", "seconds")
     for here, there in zip(rows(resumed), rows(whole), strict=True):
         # The first mean of the loss after a stop between two logs is transformers' own: it leaves out the steps before.
@@ -60,10 +60,9 @@ def test_the_mean_of_the_last_batch_is_in_the_checkpoint(tmp_path):
     """So rollouts that are embedded one at a time are what they were in training."""
 
     class Recording(CLIPOTrainer):
-        def _embed(self, pooled_BH, valid_B):
-            embeddings_BD = super()._embed(pooled_BH, valid_B)
-            self.last = (pooled_BH.clone(), embeddings_BD.detach().clone())
-            return embeddings_BD
+        def reward_to_pay(self, batch):
+            self.last = (batch.pooled_BH, batch.embeddings_PGD.flatten(0, 1)[batch.local])
+            return super().reward_to_pay(batch)
 
     settings = {"contrastive_debias": "mean_subtract", "freeze_contrastive_head": True, **EVERY_STEP}
     trainer = trained(tmp_path, Recording, max_steps=2, **settings)
@@ -100,7 +99,7 @@ def test_what_trl_does_not_save_matters(left_out, tmp_path, monkeypatch):
     if left_out == "_load_rollouts":
         monkeypatch.setattr(CLIPOTrainer, left_out, lambda *args: None)
     else:
-        monkeypatch.delattr("clipo_trl.checkpoint.CheckpointMixin._get_train_sampler")
+        monkeypatch.delattr("clipo_trl.upstream.exact_resume.ExactResumeMixin._get_train_sampler")
     resumed = make(tmp_path / "again", **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
     assert not same(weights(resumed.model), weights(whole.model))

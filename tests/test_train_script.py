@@ -109,7 +109,7 @@ def test_plan_is_what_happens(run, sizes, capsys):
     trainer = run(sizes)
     plan = run_plan.plan_run(trainer.args, 10)
     assert trainer.state.global_step == trainer.state.max_steps == plan.optimizer_steps
-    assert trainer._n_generation_batches == plan.generation_batches
+    assert trainer.head_learner.n_batches == plan.generation_batches
     expected = f"{plan.generation_batches} generation batches, {plan.optimizer_steps} optimizer steps"
     assert expected in capsys.readouterr().out
 
@@ -257,7 +257,7 @@ def test_resume(run, tmp_path, word, capsys):
     capsys.readouterr()
     trainer = run(f"--max_steps 4 --resume_from_checkpoint {checkpoint if word == 'path' else word}")
     assert trainer.state.global_step == 4
-    assert len(logged(trainer, "train_runtime")) == 1 and trainer._n_generation_batches == 2
+    assert len(logged(trainer, "train_runtime")) == 1 and trainer.head_learner.n_batches == 2
     assert "resume from" in capsys.readouterr().out
 
 

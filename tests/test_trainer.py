@@ -69,11 +69,11 @@ def advantages_and_columns(trainer):
 def test_weight_zero_is_grpo_bit_for_bit(tmp_path, way, aggregation, monkeypatch):
     settings = {"max_steps": 4, "multi_objective_aggregation": aggregation, **(FUSED if way == "fused" else {})}
     if way == "forward":
-        monkeypatch.setattr(CLIPOTrainer, "_choose_way", lambda self: "forward")
+        monkeypatch.setattr(CLIPOTrainer, "_choose_capture_mode", lambda self, reader: "forward")
     grpo = trained(tmp_path, GRPOTrainer, **settings)
     clipo = trained(tmp_path, contrastive_reward_weight=0.0, **settings)
     other = trained(tmp_path, contrastive_reward_weight=0.2, **settings)
-    assert clipo._way == way
+    assert clipo.states.mode == way
     assert not same(weights(ContrastiveHead(16, 8, seed=42)), weights(clipo.contrastive_head))  # it learned beside
     assert same(weights(grpo.model), weights(clipo.model))
     assert torch.equal(advantages_and_columns(grpo)[0], advantages_and_columns(clipo)[0])
@@ -85,7 +85,7 @@ def test_weight_zero_is_grpo_bit_for_bit(tmp_path, way, aggregation, monkeypatch
 
 
 def test_a_pass_over_the_decoder_draws_nothing_when_there_is_dropout(tmp_path, monkeypatch):
-    monkeypatch.setattr(CLIPOTrainer, "_choose_way", lambda self: "forward")
+    monkeypatch.setattr(CLIPOTrainer, "_choose_capture_mode", lambda self, reader: "forward")
     results = []
     for trainer_class, extra in ((GRPOTrainer, {}), (CLIPOTrainer, {"contrastive_reward_weight": 0.0})):
         trainer = make(tmp_path, trainer_class, **extra)
@@ -540,7 +540,7 @@ def test_offset_and_floor_reach_the_reward(tmp_path):
 
 def test_learning_rate_and_weight_decay_reach_the_head(tmp_path):
     trainer = make(tmp_path, contrastive_learning_rate=0.5, contrastive_weight_decay=0.25)
-    group = trainer._head_optimizer.param_groups[0]
+    group = trainer.head_learner.optimizer.param_groups[0]
     assert (group["lr"], group["weight_decay"]) == (0.5, 0.25)
 
 
@@ -557,12 +557,12 @@ def test_a_frozen_policy_is_not_touched_during_warm_up(tmp_path, settings, monke
     monkeypatch.setattr(
         CLIPOTrainer,
         "_compute_loss",
-        lambda self, *args: batches_at_loss.append(self._n_generation_batches) or compute_loss(self, *args),
+        lambda self, *args: batches_at_loss.append(self.head_learner.n_batches) or compute_loss(self, *args),
     )
     column = CLIPOTrainer._contrastive_column
 
     def snapshot(self, *args):
-        weights_at_step[self._n_generation_batches] = weights(self.model)
+        weights_at_step[self.head_learner.n_batches] = weights(self.model)
         return column(self, *args)
 
     monkeypatch.setattr(CLIPOTrainer, "_contrastive_column", snapshot)

@@ -79,7 +79,7 @@ def test_rollout_func(tmp_path, way):
     trainer = record(
         tmp_path, reward_funcs=solved_reward, trainer_kwargs={"rollout_func": rollout}, **EXACT, **of_way(way)
     )
-    assert trainer._way == way
+    assert trainer.states.mode == way
     assert trainer.records[0][0].policy_mask[0] == [1, 1, 1, 0, 0, 0, 0, 1, 1, 1]
     assert_column_right(trainer)
     assert_advantages_right(trainer)
@@ -182,7 +182,7 @@ def test_tools(tmp_path, scripted, way):
         **EXACT,
         **of_way(way),
     )
-    assert trainer._way == way
+    assert trainer.states.mode == way
     assert turns["first"] == len(trainer.records) and turns["after"] > turns["first"]
     tokens = trainer.records[0][0]
     tokenizer = tool_tokenizer()
@@ -305,7 +305,7 @@ def test_an_environment_without_tools_is_decoded_as_any_prompt(tmp_path):
         trainer_kwargs={"processing_class": tool_tokenizer(), "environment_factory": Opener},
         **EXACT,
     )
-    assert trainer._way == "decode"
+    assert trainer.states.mode == "decode"
     assert_column_right(trainer)
     assert_advantages_right(trainer)
 
@@ -482,10 +482,10 @@ def test_evaluation_between_steps_changes_nothing(tmp_path, way):
 def test_rollouts_used_more_than_once(tmp_path, settings, n_generations):
     trainer = record(tmp_path, per_device_train_batch_size=4, **settings, **EXACT)
     once_each = settings.get("num_iterations", 1) == 1 and settings["steps_per_generation"] < 4
-    assert trainer._way == ("decode" if once_each else "fused")
-    assert len(trainer.records) == trainer._n_generation_batches == n_generations
+    assert trainer.states.mode == ("decode" if once_each else "fused")
+    assert len(trainer.records) == trainer.head_learner.n_batches == n_generations
     assert len(trainer.records[0][0]) == 4 * trainer.args.steps_per_generation
-    steps = [state["step"].item() for state in trainer._head_optimizer.state.values()]
+    steps = [state["step"].item() for state in trainer.head_learner.optimizer.state.values()]
     assert steps == [n_generations]  # one step of the head a generation, however often the rollouts are used
     assert_column_right(trainer)
     assert_advantages_right(trainer)

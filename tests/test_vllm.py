@@ -88,7 +88,7 @@ def test_the_stand_in_answers_as_the_real_one_does():
 @pytest.mark.parametrize("settings", [{}, {"steps_per_generation": 2, "per_device_train_batch_size": 4}], ids=str)
 def test_with_the_correction_states_come_from_trls_own_pass(tmp_path, stand_in, mode, settings):
     trainer = record(tmp_path, use_vllm=True, vllm_mode=mode, max_steps=3, **settings)
-    assert trainer._way == "fused"
+    assert trainer.states.mode == "fused"
     assert isinstance(trainer.vllm_generation, StandInForVLLM) and trainer.vllm_generation.mode == mode
     assert trainer.vllm_generation.syncs == len(trainer.records)
     assert set(trainer.vllm_generation.asked_for) == {4}
@@ -106,7 +106,7 @@ def test_the_correction_with_an_adapter(tmp_path, stand_in, beta):
 
     adapter = LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
     trainer = record(tmp_path, use_vllm=True, trainer_kwargs={"peft_config": adapter}, beta=beta)
-    assert trainer._way == "fused"
+    assert trainer.states.mode == "fused"
     assert_right(trainer)
 
 
@@ -121,7 +121,7 @@ def test_the_correction_with_an_adapter(tmp_path, stand_in, beta):
 )
 def test_without_it_they_come_from_a_pass_over_the_decoder(tmp_path, stand_in, mode, settings):
     trainer = record(tmp_path, use_vllm=True, vllm_mode=mode, max_steps=2, **settings)
-    assert trainer._way == "forward"
+    assert trainer.states.mode == "forward"
     assert_right(trainer)
     assert trainer.state.log_history[0]["contrastive/extra_forward_passes"] == 1.0
 
@@ -168,7 +168,7 @@ def test_weight_zero_is_grpo_bit_for_bit(tmp_path, stand_in, correction, masked,
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_truncated_completions_that_are_masked_cost_no_second_pass(tmp_path, stand_in, pooling):
     trainer = record(tmp_path, use_vllm=True, contrastive_pooling=pooling, **MASKED)
-    assert trainer._way == "fused"
+    assert trainer.states.mode == "fused"
     truncated = [ids[-1] != 1 for tokens, _, _ in trainer.records for ids in tokens.completion_ids]
     assert any(truncated) and not all(truncated)
     assert_right(trainer)
@@ -224,7 +224,7 @@ def run_real(tmp_path, vllm_importance_sampling_correction=True, **settings):
         train_dataset=tiny_dataset(),
         processing_class=tiny_tokenizer(),
     )
-    assert trainer._way == ("fused" if vllm_importance_sampling_correction else "forward")
+    assert trainer.states.mode == ("fused" if vllm_importance_sampling_correction else "forward")
     assert type(trainer.vllm_generation) is VLLMGeneration
     trainer.train()
     assert len(trainer.records) == 3

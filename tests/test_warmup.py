@@ -43,7 +43,7 @@ class Watched(CLIPOTrainer):
         return super()._compute_loss(*args)
 
     def _calculate_rewards(self, *args):
-        self.scored.append((self.state.global_step, self._in_warmup()))
+        self.scored.append((self.state.global_step, self.warmup.has_batch(self.head_learner.n_batches)))
         return super()._calculate_rewards(*args)
 
 
@@ -55,7 +55,7 @@ def test_the_policy_waits_for_whole_optimizer_steps(tmp_path, layout, caplog):
     settings.setdefault("trainer_kwargs", SHORT_EPOCHS)
     trainer = make(tmp_path, Watched, **settings)
     trainer.train()
-    assert trainer._frozen_steps == n_frozen
+    assert trainer.warmup.frozen_steps == n_frozen
     # No step has passes of both kinds, and all of the warm-up's rollouts were used up in frozen steps.
     assert set(trainer.learned) == {n_frozen, n_frozen + 1}
     assert sum(in_warmup for _, in_warmup in trainer.scored) == n_batches
@@ -118,7 +118,7 @@ def test_no_reference_pass_is_paid_while_the_policy_is_frozen(tmp_path, model_pa
         def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
             is_off = any(getattr(module, "_disable_adapters", False) for module in model.modules())
             if model is self.ref_model or is_off:
-                passes.append((self.state.global_step, self._in_warmup()))
+                passes.append((self.state.global_step, self.warmup.has_batch(self.head_learner.n_batches)))
             return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
 
     passes = []

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 
 class ContinuousBatchingMixin:
-    """For `CLIPOMixin`: the engine decodes in the low precision that TRL means, and the policy keeps its own weights."""
+    """Over a `GRPOTrainer`-shaped class: the engine decodes in the low precision that TRL means, and the policy keeps its own weights."""
 
     def _generate_single_turn(self, *args, **kwargs):
         low = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
