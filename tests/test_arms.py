@@ -6,7 +6,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from experiments import arms, chain
+from experiments import chain
+from experiments.faithfulness import arms
 from experiments.starting_policy import Phase, make_model, make_tokenizer, warm_start
 
 

@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, T
 from clipo_trl import CLIPOConfig, CLIPOTrainer
 from clipo_trl.metrics import sound_against_lucky
 
-from . import chain
-from .starting_policy import Phase, evaluate_policy
+from .. import chain
+from ..starting_policy import Phase, evaluate_policy
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -190,11 +190,36 @@ def run(
         frozen warm-up are 0 and below) with the numbers of `rollouts`, of `right` and of `sound` ones and the metrics
         `contrastive/...`; `eval`, one entry an evaluation, with `step` and the figures of each set.
     """
+    args = _make_args(arm, seed, steps, output_dir, device)
+    n_warmup = args.contrastive_warmup_steps
+    tokenizer = AutoTokenizer.from_pretrained(policy_folder)
+    model = AutoModelForCausalLM.from_pretrained(policy_folder, dtype=torch.float32)
+    evaluations = []
+
+    def evaluate() -> dict[str, dict[str, float]]:
+        sampling = {"num_samples": num_samples, "seed": seed}
+        return {name: evaluate_policy(model, tokenizer, rows, **sampling) for name, rows in eval_sets.items()}
+
+    def after_step(step: int) -> None:
+        if step > n_warmup and ((step - n_warmup) % eval_every == 0 or step == args.max_steps):
+            evaluations.append({"step": step - n_warmup} | evaluate())
+        if on_step is not None:
+            on_step(step)
+
+    trainer = _make_trainer(arm, args, model, tokenizer, train_set, after_step)
+    start = time.perf_counter()
+    trainer.train()
+    seconds = round(time.perf_counter() - start, 1)
+    np.savez(Path(output_dir, "embeddings.npz"), **trainer.snapshots)
+    asked = {"arm": arm, "seed": seed, "steps": steps, "seconds": seconds, "config": GRPO | ARMS[arm].config}
+    return asked | {"train": _training_rows(trainer, n_warmup), "eval": evaluations}
+
+
+def _make_args(arm: str, seed: int, steps: int, output_dir: Path, device: str) -> CLIPOConfig:
     config = GRPO | ARMS[arm].config
-    n_warmup = config.get("contrastive_warmup_steps", 0)
-    args = CLIPOConfig(
+    return CLIPOConfig(
         output_dir=str(output_dir),
-        max_steps=steps + n_warmup,
+        max_steps=steps + config.get("contrastive_warmup_steps", 0),
         seed=seed,
         use_cpu=device == "cpu",
         bf16=False,
@@ -205,20 +230,9 @@ def run(
         disable_tqdm=True,
         **config,
     )
-    tokenizer = AutoTokenizer.from_pretrained(policy_folder)
-    model = AutoModelForCausalLM.from_pretrained(policy_folder, dtype=torch.float32)
-    evaluations = []
 
-    def after_step(step: int) -> None:
-        if step > n_warmup and ((step - n_warmup) % eval_every == 0 or step == args.max_steps):
-            figures = {
-                name: evaluate_policy(model, tokenizer, rows, num_samples=num_samples, seed=seed)
-                for name, rows in eval_sets.items()
-            }
-            evaluations.append({"step": step - n_warmup, **figures})
-        if on_step is not None:
-            on_step(step)
 
+def _make_trainer(arm: str, args: CLIPOConfig, model, tokenizer, train_set: Dataset, after_step) -> ControlledTrainer:
     trainer = ControlledTrainer(
         model,
         [chain.answer_reward, chain.steps_reward, chain.spot_checked_steps_reward],
@@ -229,30 +243,23 @@ def run(
     )
     trainer.reward_control, trainer.n_batches, trainer.snapshots = ARMS[arm].control, args.max_steps, {}
     trainer.remove_callback(PrinterCallback)
-    start = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - start
-    np.savez(Path(output_dir, "embeddings.npz"), **trainer.snapshots)
-    n_rollouts = args.per_device_train_batch_size
-    return {
-        "arm": arm,
-        "seed": seed,
-        "steps": steps,
-        "seconds": round(seconds, 1),
-        "config": config,
-        "train": [
-            {
-                "step": row["step"] - n_warmup,
-                "rollouts": n_rollouts,
-                "right": round(row["rewards/answer_reward/mean"] * n_rollouts),
-                "sound": round(row["rewards/steps_reward/mean"] * n_rollouts),
-                **{key: value for key, value in row.items() if key.startswith("contrastive/")},
-            }
-            for row in trainer.state.log_history
-            if "reward" in row
-        ],
-        "eval": evaluations,
-    }
+    return trainer
+
+
+def _training_rows(trainer: ControlledTrainer, n_warmup: int) -> list[dict[str, Any]]:
+    """What was logged of each generation batch, counted from the first step after the warm-up."""
+    n_rollouts = trainer.args.per_device_train_batch_size
+    return [
+        {
+            "step": row["step"] - n_warmup,
+            "rollouts": n_rollouts,
+            "right": round(row["rewards/answer_reward/mean"] * n_rollouts),
+            "sound": round(row["rewards/steps_reward/mean"] * n_rollouts),
+            **{key: value for key, value in row.items() if key.startswith("contrastive/")},
+        }
+        for row in trainer.state.log_history
+        if "reward" in row
+    ]
 
 
 class _AfterStep(TrainerCallback):
