@@ -56,8 +56,9 @@ def test_what_a_run_tells(policy, tmp_path):
 
 
 @pytest.mark.parametrize("arm", arms.ARMS)
-def test_every_arm_runs(policy, tmp_path, arm):
+def test_every_arm_runs(policy, tmp_path, arm, caplog):
     result = run(policy, arm, tmp_path, steps=1)
+    assert not [record for record in caplog.records if record.levelname == "WARNING" and "correct" in record.message]
     assert result["arm"] == arm and result["train"][-1]["step"] == 1
 
 

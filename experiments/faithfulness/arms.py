@@ -228,6 +228,9 @@ def _make_args(arm: str, seed: int, steps: int, output_dir: Path, device: str) -
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        contrastive_success_rewards=[
+            chain.answer_reward.__name__
+        ],  # what it would be by default, without a warning each run
         **config,
     )
 
