@@ -99,6 +99,10 @@ class TurnsTrainer(CLIPOTrainer):
         ours = self.states
         self.states = NaiveSource(ours.reader, "grpo", ours.pooling, self.eos_token_ids, self.accelerator)
 
+    def latest(self, metric: str) -> float:
+        """Of the latest generation batch, whether it has been logged or not."""
+        return self._metrics["train"][metric][-1]
+
     def _trainer(self):
         return GRPOTrainer if self.states.mode == "grpo" else CLIPOTrainer
 
@@ -163,7 +167,7 @@ class Turns(TrainerCallback):
             self.measured[way, "processor_seconds"].append(processor_duration)
             self.measured[way, "peak_bytes"].append(memory)
             if way != "grpo":
-                own = self._trainer._metrics["train"]["contrastive/seconds"][-1]
+                own = self._trainer.latest("contrastive/seconds")
                 self.measured[way, "own_share"].append(own / duration)
         self._on_step()
 

@@ -26,6 +26,8 @@ class ScoredBatch:
         is_cut_PG (`torch.Tensor` of shape `(P, G)`, bool): where a bound of the reward acted.
         pooled_BH (`torch.Tensor` of shape `(B, H)`): hidden states of this process, 0 where left out.
         local (`slice`): place of these B rollouts among the P * G.
+        rewards (`dict[str, torch.Tensor]`): the other rewards, by the names of their functions, each of shape `(P, G)`, NaN where
+            there was none. Put in by the trainer.
         figures (`dict[str, float]`): what the head's step and the calibration tell, by the names of the metrics.
     """
 
@@ -42,4 +44,5 @@ class ScoredBatch:
     is_cut_PG: torch.Tensor
     pooled_BH: torch.Tensor
     local: slice
+    rewards: dict[str, torch.Tensor] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)

@@ -1,5 +1,5 @@
 """
-Jobs for test_faithfulness.py; light, since each worker process imports it. As a script it works on jobs until it is stopped:
+Jobs for test_faithfulness_jobs.py; light, since each worker process imports it. As a script it works on jobs until it is stopped:
 `python faithfulness_stub.py FOLDER`.
 """
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.faithfulness_jobs import Job, JobPool
+from experiments.faithfulness.jobs import Job, JobPool
 
 
 STEPS = 3

@@ -1,12 +1,15 @@
 """The arms of the faithfulness experiment: what each one is paid, on a tiny policy."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from experiments import arms, chain
+from experiments import chain
+from experiments.faithfulness import arms
 from experiments.starting_policy import Phase, make_model, make_tokenizer, warm_start
 
 
@@ -55,8 +58,9 @@ def test_what_a_run_tells(policy, tmp_path):
 
 
 @pytest.mark.parametrize("arm", arms.ARMS)
-def test_every_arm_runs(policy, tmp_path, arm):
+def test_every_arm_runs(policy, tmp_path, arm, caplog):
     result = run(policy, arm, tmp_path, steps=1)
+    assert not [record for record in caplog.records if record.levelname == "WARNING" and "correct" in record.message]
     assert result["arm"] == arm and result["train"][-1]["step"] == 1
 
 
@@ -85,22 +89,27 @@ class Bare(arms.ControlledTrainer):
 
     def __init__(self, control, column):
         self.reward_control, self.column = control, column
-        self.num_generations, self.head_learner.draw_generator = 4, torch.Generator().manual_seed(0)
-        self._metrics = {"train": {"contrastive/sound_auroc_reward": [None], "contrastive/sound_gap_reward": [None]}}
+        self.head_learner = SimpleNamespace(draw_generator=torch.Generator().manual_seed(0))
+        self.soundness = []
+
+    def pay(self, rewards):
+        """`rewards`: two columns, answers and steps."""
+        names = (chain.answer_reward.__name__, chain.steps_reward.__name__)
+        columns = dict(zip(names, rewards.T.reshape(2, -1, 4), strict=True))
+        return self.reward_to_pay(SimpleNamespace(rewards=columns, reward_PG=self.column.view(-1, 4))).flatten()
 
     def _keep_embeddings(self, *args):
         pass
 
 
 @pytest.fixture
-def paid(monkeypatch):
+def paid():
     rewards = torch.tensor([[1, 1], [1, 0], [1, 1], [0, 0], [1, 0], [0, 0], [1, 1], [1, 1]], dtype=torch.float32)
     column = torch.tensor([-0.5, -0.1, -0.3, 0.0, -0.2, 0.0, -0.4, -0.6])
-    monkeypatch.setattr(arms.CLIPOTrainer, "_contrastive_column", lambda self, *args: self.column)
 
     def of_control(control):
         trainer = Bare(control, column)
-        return trainer._contrastive_column(rewards, None), trainer
+        return trainer.pay(rewards), trainer
 
     return column, of_control
 
@@ -111,7 +120,7 @@ def test_sorted_rewards_go_to_sound_rollouts(paid):
     assert sorted(got[[0, 2]].tolist()) == pytest.approx([-0.3, -0.1]) and got[1] == -0.5  # the lucky one gets least
     assert sorted(got[[6, 7]].tolist()) == pytest.approx([-0.4, -0.2]) and got[4] == pytest.approx(-0.6)
     assert got[3] == got[5] == 0
-    assert trainer._metrics["train"]["contrastive/sound_auroc_reward"] == [1.0]
+    assert [figures["contrastive/sound_auroc_reward"] for figures in trainer.soundness] == [1.0]
 
 
 def test_permuted_rewards_are_the_same_ones_elsewhere(paid):
@@ -119,7 +128,7 @@ def test_permuted_rewards_are_the_same_ones_elsewhere(paid):
     seen = set()
     got, trainer = of_control("permuted")
     for _ in range(20):
-        got = trainer._contrastive_column(torch.tensor([[1.0, 1.0]] * 3 + [[0.0, 0.0]] + [[1.0, 0.0]] * 4), None)
+        got = trainer.pay(torch.tensor([[1.0, 1.0]] * 3 + [[0.0, 0.0]] + [[1.0, 0.0]] * 4))
         for group in (slice(0, 4), slice(4, 8)):
             assert sorted(got[group].tolist()) == sorted(column[group].tolist())
         assert got[3] == 0  # a wrong rollout keeps its own

@@ -1,29 +1,26 @@
-"""The faithfulness experiment: its statistics on numbers with a known answer, its jobs on stubs, and a tiny run of it all."""
+"""The faithfulness experiment: its statistics on numbers with a known answer, its report, and a tiny run of it all."""
 
 import json
 import math
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import faithfulness_stub as stub
 import numpy as np
 import pytest
-from rich.console import Console
 from scipy import stats
 
-from experiments import arms, faithfulness
-from experiments import faithfulness_pictures as pictures
-from experiments import faithfulness_statistics as statistics
-from experiments.faithfulness_jobs import JobPool, SettingsDiffer, write_json
-from experiments.faithfulness_report import TEST_SETS, Study, write_report
+from experiments.faithfulness import __main__ as command
+from experiments.faithfulness import arms, pictures, statistics
+from experiments.faithfulness import study as studies
+from experiments.faithfulness.jobs import write_json
+from experiments.faithfulness.report import TEST_SETS, write_report
+from experiments.faithfulness.study import Settings, Study
 from experiments.starting_policy import Phase
 
 
 NAN = float("nan")
+ROOT = Path(__file__).parents[1]
 
 
 def make_run(right, sound, steps=30, auroc=0.5, accuracy=0.75):
@@ -156,121 +153,6 @@ def test_training_curve():
     assert np.isnan(statistics.training_curve(run, "auroc/embedding")[1]).all()
 
 
-# ---------------------------------------------------------------------- jobs
-
-
-@pytest.fixture
-def pool():
-    with JobPool(1, Console(quiet=True)) as pool:
-        yield pool
-
-
-def test_finished_jobs_are_not_run_again(pool, tmp_path):
-    first, second = (stub.make_job(tmp_path / name, stub.counts) for name in ("first", "second"))
-    assert pool.run([first], "Jobs") == []
-    before = (tmp_path / "first" / "result.json").stat().st_mtime_ns
-    assert pool.run([first, second], "Jobs") == []
-    assert (tmp_path / "first" / "result.json").stat().st_mtime_ns == before
-    assert first.result()["nan"] is None  # JSON has no NaN
-    assert first.result()["pid"] == second.result()["pid"] != os.getpid()  # workers are used again
-    assert (first.folder / "file.txt").read_text() == "kept"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
-
-
-def test_steps_add_up_whatever_a_job_does(pool, tmp_path):
-    jobs = [stub.make_job(tmp_path / name, getattr(stub, name)) for name in ("counts", "fails")]
-    pool.run(jobs, "Jobs")
-    assert pool._steps.value == sum(job.steps for job in jobs)
-
-
-def test_a_failing_job_does_not_stop_the_others(pool, tmp_path, monkeypatch):
-    jobs = [stub.make_job(tmp_path / "bad", stub.fails), stub.make_job(tmp_path / "good", stub.counts)]
-    assert pool.run(jobs, "Jobs") == jobs[:1]
-    assert jobs[1].result() is not None
-    assert jobs[0].result() is None
-    traceback = jobs[0].error_file.read_text()
-    assert "in fails" in traceback and "ValueError: on purpose" in traceback
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.error.txt", "good"]
-
-    assert pool.run([stub.make_job(tmp_path / "bad", stub.counts)], "Jobs") == []  # run again, and right this time
-    assert not jobs[0].error_file.exists()
-
-
-def test_other_settings_are_refused_before_anything_runs(pool, tmp_path):
-    pool.run([stub.make_job(tmp_path / "old", stub.counts, {"steps": 2, "arm": {"tau": 0.1}})], "Jobs")
-    new = stub.make_job(tmp_path / "new", stub.counts)
-    changed = stub.make_job(tmp_path / "old", stub.counts, {"steps": 2, "arm": {"tau": 0.5}})
-    with pytest.raises(
-        SettingsDiffer, match=r"old.result\.json .*arm\.tau is 0\.1 there, and 0\.5.*`--output_dir`.*delete"
-    ):
-        pool.run([new, changed], "Jobs")
-    assert not new.folder.exists()
-
-
-def test_a_dead_worker_is_told(tmp_path):
-    with pytest.raises(RuntimeError, match="worker process died.*`--num_processes`"):
-        with JobPool(1, Console(quiet=True)) as pool:
-            pool.run([stub.make_job(tmp_path / "dead", stub.dies)], "Jobs")
-
-
-@pytest.fixture
-def running(tmp_path):
-    """The stub as a script, in a process group of its own, at its second job."""
-    root = Path(__file__).parent.parent
-    process = subprocess.Popen(
-        [sys.executable, stub.__file__, str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": str(root)},
-        start_new_session=True,
-    )
-    wait_until((tmp_path / "second.partial" / "beat").exists)
-    yield process
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def wait_until(condition, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def test_interrupting_keeps_what_is_finished(running, tmp_path):
-    os.killpg(running.pid, signal.SIGINT)  # as a terminal does: every process gets it
-    assert running.wait(20) == 130
-    assert [path.name for path in tmp_path.iterdir()] == ["first"]
-
-
-def test_killing_leaves_no_worker_and_no_half_result(pool, running, tmp_path):
-    os.kill(running.pid, signal.SIGKILL)
-    running.wait()
-    beat = tmp_path / "second.partial" / "beat"
-
-    def is_still():
-        before = beat.stat().st_mtime_ns
-        time.sleep(0.5)
-        return beat.stat().st_mtime_ns == before
-
-    wait_until(is_still)
-    finished = (tmp_path / "first" / "result.json").stat().st_mtime_ns
-    jobs = [stub.make_job(tmp_path / name, stub.counts) for name in ("first", "second")]
-    assert jobs[1].result() is None
-    assert pool.run(jobs, "Jobs") == []
-    assert (tmp_path / "first" / "result.json").stat().st_mtime_ns == finished
-    assert sorted(path.name for path in jobs[1].folder.iterdir()) == ["file.txt", "result.json"]  # nothing of before
-
-
-def test_json_is_written_whole(tmp_path):
-    path = tmp_path / "file.json"
-    write_json(path, {"a": [1.5, NAN, math.inf], "b": "text"})
-    assert json.loads(path.read_text()) == {"a": [1.5, None, None], "b": "text"}
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert json.loads(path.read_text())["b"] == "text"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file.json"]
-
-
 # ---------------------------------------------------------------------- report
 
 
@@ -396,30 +278,66 @@ def test_embeddings_are_centred_in_their_groups(tmp_path):
 )
 def test_bad_settings_are_named(flags, message, capsys):
     with pytest.raises(SystemExit):
-        faithfulness.main(list(flags))
+        command.main(list(flags))
     assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_default_settings():
-    settings = faithfulness.Settings()
+    settings = Settings()
     assert settings.arms == [name for name in arms.ARMS if name in arms.CORE]
     assert settings.policies == list(arms.POLICIES)
     assert (settings.seeds, settings.first_seed, settings.steps) == (20, 1000, 100)
-    assert faithfulness.Settings(arms=["all"]).arms == list(arms.ARMS)
-    assert faithfulness.Settings(arms=["clipo", "grpo"]).arms == ["grpo", "clipo"]
-    assert {faithfulness.REFERENCE, *faithfulness.COMPARED} <= set(arms.CORE)
+    assert Settings(arms=["all"]).arms == list(arms.ARMS)
+    assert Settings(arms=["clipo", "grpo"]).arms == ["grpo", "clipo"]
+    assert {studies.REFERENCE, *studies.COMPARED} <= set(arms.CORE)
 
 
 def test_the_final_run_has_fresh_problems_and_policies():
-    development, final = (faithfulness.Settings(first_seed=seed) for seed in (0, 1000))
+    development, final = (Settings(first_seed=seed) for seed in (0, 1000))
     policy = next(iter(arms.POLICIES))
-    policies = [faithfulness.policy_job(settings, policy) for settings in (development, final)]
+    policies = [studies.policy_job(settings, policy) for settings in (development, final)]
     assert policies[0].settings != policies[1].settings
-    runs = [faithfulness.arm_job(development, policies[0], policy, seed, "grpo") for seed in (0, 1)]
+    runs = [studies.arm_job(development, policies[0], policy, seed, "grpo") for seed in (0, 1)]
     assert runs[0].settings["policy"] == runs[1].settings["policy"]
     assert runs[0].folder != runs[1].folder
-    train = [set(faithfulness.make_train_set(50, seed)["problem"]) for seed in (0, 1000)]
+    train = [set(studies.make_train_set(50, seed)["problem"]) for seed in (0, 1000)]
     assert train[0] != train[1]
+
+
+def test_studies_that_were_begun_with_an_older_layout_go_on(tmp_path):
+    """Folders and settings are those that version 0.1.0 wrote: what it finished is not run again."""
+    phases = [
+        {"name": "clean", "steps": 200, "learning_rate": 0.003, "wrong_quotient": 0.0, "wrong_remainder": 0.0, "lazy": 0.0},
+        {"name": "noisy", "steps": 250, "learning_rate": 0.002, "wrong_quotient": 0.02, "wrong_remainder": 0.17, "lazy": 0.75},
+    ]  # fmt: skip
+    policy = {"hidden_size": 64, "num_layers": 3, "phases": phases, "seed": 1000, "test_problems": 100}
+    config = {
+        "num_generations": 8, "per_device_train_batch_size": 64, "max_completion_length": 48, "learning_rate": 2e-4,
+        "lr_scheduler_type": "constant", "loss_type": "dapo", "beta": 0.0, "temperature": 1.0,
+        "reward_weights": [1.0, 0.0, 0.0], "contrastive_step_reward": "steps_reward", "contrastive_reward_weight": 0.2,
+        "contrastive_embedding_dim": 64, "contrastive_warmup_steps": 10,
+    }  # fmt: skip
+    run = {
+        "first_seed": 1000, "steps": 100, "eval_every": 50, "train_problems": 800, "test_problems": 100, "device": "cpu",
+        "policy": policy, "seed": 1003, "control": "sorted", "config": config,
+    }  # fmt: skip
+    for folder, written in {"policies/habit": policy, "runs/habit/sorted/1003": run}.items():
+        (tmp_path / folder).mkdir(parents=True)
+        write_json(tmp_path / folder / "result.json", {"name": "any", "settings": written, "result": "finished"})
+
+    settings = Settings(output_dir=str(tmp_path), policies=["habit"], arms=["sorted"], seeds=4)
+    policies = studies.policy_jobs(settings)
+    runs = studies.arm_jobs(settings, policies)
+    assert policies["habit"].result() == "finished"
+    assert [job.result() for job in runs.values()] == [None, None, None, "finished"]
+    # `__main__` of a package is not imported in a worker: what it does must lie elsewhere.
+    assert {job.work.func.__module__ for job in (*policies.values(), *runs.values())} == {studies.__name__}
+
+
+def test_pictures_do_not_need_the_report():
+    code = "import sys, experiments.faithfulness.pictures; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "experiments.faithfulness.report" not in modules.split()
 
 
 def test_from_end_to_end(tmp_path, monkeypatch, capsys):
@@ -427,7 +345,7 @@ def test_from_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(arms, "POLICIES", {"tiny": (Phase("clean", 2, 1e-3), Phase("noisy", 1, 1e-3, lazy=0.5))})
     flags = ["--output_dir", str(tmp_path), *"--arms grpo clipo --seeds 2 --first_seed 5 --steps 2".split()]
     flags += "--eval_every 1 --train_problems 16 --test_problems 4 --hidden_size 16 --num_layers 1".split()
-    assert faithfulness.main([*flags, "--num_processes", "1"]) == 0
+    assert command.main([*flags, "--num_processes", "1"]) == 0
     assert "4 of 4 runs are in the report" in capsys.readouterr().out
 
     written = sorted(path.relative_to(tmp_path / "runs") for path in (tmp_path / "runs").rglob("result.json"))
@@ -446,12 +364,12 @@ def test_from_end_to_end(tmp_path, monkeypatch, capsys):
     before = {
         path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.suffix in (".json", ".safetensors")
     }
-    monkeypatch.setattr(faithfulness.JobPool, "_outcome", lambda *_: pytest.fail("a job was run"))
-    assert faithfulness.main(flags) == 0
+    monkeypatch.setattr(command.JobPool, "_outcome", lambda *_: pytest.fail("a job was run"))
+    assert command.main(flags) == 0
     assert all(path.stat().st_mtime_ns == time for path, time in before.items() if path.name != "report.json")
 
     # Fewer and more than there is; other settings.
-    assert faithfulness.main([*flags, "--report_only", "--seeds", "5"]) == 0
+    assert command.main([*flags, "--report_only", "--seeds", "5"]) == 0
     assert "4 of 10 runs are in the report" in capsys.readouterr().out
-    assert faithfulness.main([*flags, "--steps", "3"]) == 1
+    assert command.main([*flags, "--steps", "3"]) == 1
     assert "steps is 2 there, and 3 was asked for" in " ".join(capsys.readouterr().out.split())

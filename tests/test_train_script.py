@@ -71,7 +71,8 @@ def test_track1_on_gsm8k(model_path, tmp_path, capsys):
         "--generation_batch_size 64 --per_device_train_batch_size 16 --gradient_accumulation_steps 2 --max_steps 8 "
         "--contrastive_warmup_steps 1 --save_steps 4 --eval_strategy no --max_prompt_length 300"
     )
-    rewards = "--reward_funcs verifiable test_train_script.even_length"
+    # A random model answers nothing right: let the other reward say what is correct.
+    rewards = "--reward_funcs verifiable test_train_script.even_length --contrastive_success_rewards even_length"
     trainer = train.main(f"{argv} --output_dir {out} {sizes} {rewards}".split())
 
     assert trainer.state.global_step == 8

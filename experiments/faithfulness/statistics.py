@@ -1,6 +1,6 @@
 """From runs to numbers: the metrics of a run, paired differences between arms, intervals. Pure functions.
 
-A run is what [`experiments.arms.run`] returns, read back from JSON (null stands for NaN). Arms are compared in pairs: run with
+A run is what [`arms.run`] returns, read back from JSON (null stands for NaN). Arms are compared in pairs: run with
 the same starting policy and seed, they see the same problems in the same order.
 """
 

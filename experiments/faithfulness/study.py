@@ -1,30 +1,7 @@
-"""
-Does CLIPO make rollouts more faithful, that is, fewer right by luck? An experiment that anyone can repeat:
-
-    python -m experiments.faithfulness
-
-The protocol, fixed before the final run:
-
-1. Starting policies (`experiments.arms.POLICIES`): small language models, warm-started on arithmetic that a program checks step
-   by step (`experiments.chain`), that are often right, and often by luck: right in the answer and wrong in a step.
-2. Arms (`experiments.arms.ARMS`): plain GRPO, CLIPO in its forms, and controls that bound what is possible. All are paid for the
-   answer, and CLIPO's for the contrastive reward; the step checker only measures, but for the arms that say otherwise.
-3. Pairs: for one starting policy and seed, all arms draw from the same stream of problems and the same seed (a warm-up of the head
-   uses the first batches).
-4. Primary metric: share of lucky rollouts among the right ones, over the last 20 training steps. Also: accuracy, strict accuracy
-   (answer and every step right) and lucky share on four test sets, and how well rewards, embeddings and hidden states tell
-   sound from lucky rollouts (AUROC) during training.
-5. Comparison: paired differences to GRPO and to the permuted controls, with 95 % bootstrap intervals over seeds.
-
-Settings are chosen on development seeds (`--first_seed 0`, with an `--output_dir` of their own); the final seeds, 1000 and up, are
-run once. The first seed also draws the problems and the starting policies, so the final run has fresh ones. All goes to
-`--output_dir`: starting policies, one folder a run, report.md, report.json and pictures. What is finished is not run again, so
-the same command goes on after Ctrl-C or worse.
-"""
+"""A study: what is asked for, the jobs it is made of, and what there is of it to report."""
 
 import functools
 import os
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -34,21 +11,18 @@ from typing import Any
 import datasets
 import torch
 from datasets import Dataset
-from rich.console import Console
-from transformers import HfArgumentParser
 from transformers.utils import logging
 
-from . import arms, chain
-from .faithfulness_jobs import Job, JobPool, SettingsDiffer
-from .faithfulness_report import Study, write_report
-from .starting_policy import Phase, evaluate_policy, warm_start
+from .. import chain
+from ..starting_policy import Phase, evaluate_policy, warm_start
+from . import arms
+from .jobs import Job
+from .statistics import Metrics, Run, run_metrics
 
 
 REFERENCE = "grpo"  # differences are to this arm
-ARM_NAMES, POLICY_NAMES = ", ".join(arms.ARMS), ", ".join(arms.POLICIES)
 COMPARED = ("permuted", "agreement_permuted")  # and to these controls
-
-console = Console() if sys.stdout.isatty() else Console(width=120)
+ARM_NAMES, POLICY_NAMES = ", ".join(arms.ARMS), ", ".join(arms.POLICIES)
 
 
 @dataclass
@@ -104,65 +78,85 @@ def _choose(argument: str, asked: list[str], named: dict[str, list[str]], known:
     return [name for name in known if name in names]
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the experiment. Returns the exit status: 0, 1 if a run failed, 130 if it was stopped."""
-    parser = HfArgumentParser(
-        Settings,
-        prog="python -m experiments.faithfulness",
-        description="Train GRPO, CLIPO and controls on steps that a program checks, and compare their lucky rollouts. The same "
-        "command goes on with what is not finished.",
-    )
-    try:
-        settings = parser.parse_args_into_dataclasses(argv)[0]
-    except ValueError as error:
-        parser.error(str(error))
-    try:
-        return experiment(settings)
-    except KeyboardInterrupt:
-        console.print("Stopped. What is finished is kept; the same command goes on.")
-        return 130
-    except (SettingsDiffer, FileNotFoundError) as error:
-        console.print(str(error), style="red", markup=False, highlight=False)
-        return 1
+@dataclass
+class Study:
+    """
+    What there is to report.
+
+    Attributes:
+        arms (`dict[str, str]`): Titles by name, in the order of the tables.
+        controls (`set[str]`): Arms that are controls.
+        reference (`str`): Arm that differences are to.
+        compared (`tuple[str, ...]`): Arms that more differences are to.
+        policies (`dict[str, Any]`): Evaluations of the starting policies, by name and test set.
+        settings (`dict[str, Any]`): Of the experiment.
+        runs (`dict[str, dict[str, dict[int, Run]]]`): By starting policy, arm and seed.
+        folders (`dict[tuple[str, str, int], Path]`): Where each run's files are.
+    """
+
+    arms: dict[str, str]
+    controls: set[str]
+    reference: str
+    compared: tuple[str, ...]
+    policies: dict[str, Any]
+    settings: dict[str, Any]
+    runs: dict[str, dict[str, dict[int, Run]]] = field(default_factory=dict)
+    folders: dict[tuple[str, str, int], Path] = field(default_factory=dict)
+
+    def add(self, policy: str, arm: str, seed: int, run: Run, folder: Path) -> None:
+        self.runs.setdefault(policy, {}).setdefault(arm, {})[seed] = run
+        self.folders[policy, arm, seed] = folder
+
+    @property
+    def n_runs(self) -> int:
+        return len(self.folders)
+
+    def present(self, policy: str) -> list[str]:
+        """Arms that have a run from this policy, in order."""
+        return [arm for arm in self.arms if arm in self.runs.get(policy, {})]
+
+    def metrics(self, policy: str) -> dict[str, dict[int, Metrics]]:
+        """Metrics by arm and seed."""
+        return {
+            arm: {seed: run_metrics(run) for seed, run in sorted(self.runs[policy][arm].items())}
+            for arm in self.present(policy)
+        }
 
 
-def experiment(settings: Settings) -> int:
-    policies = {name: policy_job(settings, name) for name in settings.policies}
-    # Seeds outermost: a run that is stopped has whole pairs.
-    runs = {
-        (policy, seed, arm): arm_job(settings, policies[policy], policy, seed, arm)
+# ---------------------------------------------------------------------------------------------------------------------
+# The jobs of a study, and what a worker process does for them
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def policy_jobs(settings: Settings) -> dict[str, Job]:
+    """The jobs that make the starting policies, by their names."""
+    return {policy: policy_job(settings, policy) for policy in settings.policies}
+
+
+def arm_jobs(settings: Settings, policies: dict[str, Job]) -> dict[tuple[str, str, int], Job]:
+    """The jobs that train, by starting policy, arm and seed. Seeds outermost: a run that is stopped has whole pairs."""
+    return {
+        (policy, arm, seed): arm_job(settings, job, policy, seed, arm)
         for seed in range(settings.first_seed, settings.first_seed + settings.seeds)
-        for policy in policies
+        for policy, job in policies.items()
         for arm in settings.arms
     }
-    failed = []
-    if not settings.report_only:
-        os.environ["OMP_NUM_THREADS"] = "1"  # for the worker processes: one core each
-        with JobPool(settings.num_processes, console, prepare_worker) as pool:
-            if failed := pool.run(list(policies.values()), "Starting policies"):
-                return 1  # there is nothing to train
-            failed = pool.run(list(runs.values()), "Runs")
 
+
+def collect(settings: Settings, policies: dict[str, Job], runs: dict[tuple[str, str, int], Job]) -> Study:
+    """What is finished of those jobs."""
     study = Study(
         arms={name: arms.ARMS[name].title for name in settings.arms},
         controls={name for name in settings.arms if arms.ARMS[name].control is not None},
         reference=REFERENCE,
         compared=COMPARED,
-        policies={name: job.result() for name, job in policies.items() if job.result() is not None},
+        policies={name: result for name, job in policies.items() if (result := job.result()) is not None},
         settings=asdict(settings),
     )
-    for (policy, seed, arm), job in runs.items():
+    for (policy, arm, seed), job in runs.items():
         if (run := job.result()) is not None:
             study.add(policy, arm, seed, run, job.folder)
-    with console.status("Writing the report"):
-        report = write_report(study, Path(settings.output_dir))
-    console.print(f"{study.n_runs} of {len(runs)} runs are in the report: {report}", highlight=False)
-    return 1 if failed else 0
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Jobs, and what a worker process does for them
-# ---------------------------------------------------------------------------------------------------------------------
+    return study
 
 
 def policy_job(settings: Settings, policy: str) -> Job:
@@ -243,7 +237,3 @@ def make_train_set(size: int, seed: int) -> Dataset:
 def make_test_sets(size: int, seed: int) -> dict[str, Dataset]:
     variants = chain.VARIANTS.items()
     return {name: chain.build_dataset(size, seed, split="test", **variant) for name, variant in variants}
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, T
 from clipo_trl import CLIPOConfig, CLIPOTrainer
 from clipo_trl.metrics import sound_against_lucky
 
-from . import chain
-from .starting_policy import Phase, evaluate_policy
+from .. import chain
+from ..starting_policy import Phase, evaluate_policy
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -115,37 +115,38 @@ class ControlledTrainer(CLIPOTrainer):
     n_batches = 0  # that are scored in the whole run
     snapshots: dict[str, np.ndarray]  # embeddings of the first and of the last batch
 
-    def _contrastive_column(self, rewards_per_func, pooled_BH):
-        answers_PG, steps_PG = rewards_per_func[:, :2].T.reshape(2, -1, self.num_generations)
-        self._keep_embeddings(answers_PG, steps_PG, pooled_BH)
-        column_N = super()._contrastive_column(rewards_per_func, pooled_BH)
-        right_PG, paid_PG = answers_PG > 0, column_N.view_as(answers_PG).clone()
+    soundness: list[dict[str, float]]  # of each batch: how well what was paid tells sound from lucky rollouts
+
+    def reward_to_pay(self, batch):
+        answers_PG, steps_PG = (batch.rewards[f.__name__] for f in (chain.answer_reward, chain.steps_reward))
+        right_PG, paid_PG = answers_PG > 0, super().reward_to_pay(batch).clone()
+        self._keep_embeddings(batch, right_PG, steps_PG > 0)
         if self.reward_control is not None:
             for paid_G, right_G, steps_G in zip(paid_PG, right_PG, steps_PG, strict=True):
                 paid_G[right_G] = self._reordered(paid_G[right_G], steps_G[right_G])
-        # What was logged of the reward is that of before, or on the spot-checked problems alone.
+        # On all problems, also where the trainer's own metrics know the spot-checked ones alone.
         scored_PG = right_PG & (right_PG.sum(1, keepdim=True) > 1)
         sums = sound_against_lucky(paid_PG, scored_PG & (steps_PG > 0), scored_PG & (steps_PG == 0))
-        for name, total in (("auroc", sums[0]), ("gap", sums[1])):
-            self._metrics["train"][f"contrastive/sound_{name}_reward"][-1] = (total / sums[2]).item()
-        return paid_PG.view_as(column_N)
+        figures = (("auroc", sums[0]), ("gap", sums[1]))
+        self.soundness.append(
+            {f"contrastive/sound_{name}_reward": (total / sums[2]).item() for name, total in figures}
+        )
+        return paid_PG
 
     def _reordered(self, rewards: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
         """The rewards of one group's right rollouts, permuted, or the highest ones where the steps are right."""
-        order = torch.randperm(len(rewards), generator=self._draw_generator).to(rewards.device)
+        order = torch.randperm(len(rewards), generator=self.head_learner.draw_generator).to(rewards.device)
         if self.reward_control == "permuted":
             return rewards[order]
         order = order[steps[order].argsort(descending=True, stable=True)]  # best first, ties at random
         return torch.empty_like(rewards).index_copy(0, order, rewards.sort(descending=True).values)
 
-    def _keep_embeddings(self, answers_PG, steps_PG, pooled_BH) -> None:
-        names = {0: "before", self.n_batches - 1: "after"}
-        if self._n_generation_batches in names:
-            name = names[self._n_generation_batches]
-            valid_B = torch.ones(len(pooled_BH), dtype=torch.bool, device=pooled_BH.device)
-            label_N = ((answers_PG > 0).long() + (steps_PG > 0)).flatten()  # 0 wrong, 1 lucky, 2 sound
+    def _keep_embeddings(self, batch, right_PG, sound_PG) -> None:
+        name = {1: "before", self.n_batches: "after"}.get(self.head_learner.n_batches)
+        if name is not None:
+            label_N = (right_PG.long() + sound_PG).flatten()  # 0 wrong, 1 lucky, 2 sound
             self.snapshots |= {
-                name: self._embed(pooled_BH, valid_B).detach().cpu().numpy(),
+                name: batch.embeddings_PGD.flatten(0, 1).cpu().numpy(),
                 f"label_{name}": label_N.cpu().numpy(),
                 f"group_{name}": np.arange(len(label_N)) // self.num_generations,
             }
@@ -190,11 +191,36 @@ def run(
         frozen warm-up are 0 and below) with the numbers of `rollouts`, of `right` and of `sound` ones and the metrics
         `contrastive/...`; `eval`, one entry an evaluation, with `step` and the figures of each set.
     """
+    args = _make_args(arm, seed, steps, output_dir, device)
+    n_warmup = args.contrastive_warmup_steps
+    tokenizer = AutoTokenizer.from_pretrained(policy_folder)
+    model = AutoModelForCausalLM.from_pretrained(policy_folder, dtype=torch.float32)
+    evaluations = []
+
+    def evaluate() -> dict[str, dict[str, float]]:
+        sampling = {"num_samples": num_samples, "seed": seed}
+        return {name: evaluate_policy(model, tokenizer, rows, **sampling) for name, rows in eval_sets.items()}
+
+    def after_step(step: int) -> None:
+        if step > n_warmup and ((step - n_warmup) % eval_every == 0 or step == args.max_steps):
+            evaluations.append({"step": step - n_warmup} | evaluate())
+        if on_step is not None:
+            on_step(step)
+
+    trainer = _make_trainer(arm, args, model, tokenizer, train_set, after_step)
+    start = time.perf_counter()
+    trainer.train()
+    seconds = round(time.perf_counter() - start, 1)
+    np.savez(Path(output_dir, "embeddings.npz"), **trainer.snapshots)
+    asked = {"arm": arm, "seed": seed, "steps": steps, "seconds": seconds, "config": GRPO | ARMS[arm].config}
+    return asked | {"train": _training_rows(trainer, n_warmup), "eval": evaluations}
+
+
+def _make_args(arm: str, seed: int, steps: int, output_dir: Path, device: str) -> CLIPOConfig:
     config = GRPO | ARMS[arm].config
-    n_warmup = config.get("contrastive_warmup_steps", 0)
-    args = CLIPOConfig(
+    return CLIPOConfig(
         output_dir=str(output_dir),
-        max_steps=steps + n_warmup,
+        max_steps=steps + config.get("contrastive_warmup_steps", 0),
         seed=seed,
         use_cpu=device == "cpu",
         bf16=False,
@@ -203,22 +229,12 @@ def run(
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        contrastive_success_rewards=[chain.answer_reward.__name__],
         **config,
     )
-    tokenizer = AutoTokenizer.from_pretrained(policy_folder)
-    model = AutoModelForCausalLM.from_pretrained(policy_folder, dtype=torch.float32)
-    evaluations = []
 
-    def after_step(step: int) -> None:
-        if step > n_warmup and ((step - n_warmup) % eval_every == 0 or step == args.max_steps):
-            figures = {
-                name: evaluate_policy(model, tokenizer, rows, num_samples=num_samples, seed=seed)
-                for name, rows in eval_sets.items()
-            }
-            evaluations.append({"step": step - n_warmup, **figures})
-        if on_step is not None:
-            on_step(step)
 
+def _make_trainer(arm: str, args: CLIPOConfig, model, tokenizer, train_set: Dataset, after_step) -> ControlledTrainer:
     trainer = ControlledTrainer(
         model,
         [chain.answer_reward, chain.steps_reward, chain.spot_checked_steps_reward],
@@ -227,32 +243,28 @@ def run(
         processing_class=tokenizer,
         callbacks=[_AfterStep(after_step)],
     )
-    trainer.reward_control, trainer.n_batches, trainer.snapshots = ARMS[arm].control, args.max_steps, {}
+    trainer.reward_control, trainer.n_batches = ARMS[arm].control, args.max_steps
+    trainer.snapshots, trainer.soundness = {}, []
     trainer.remove_callback(PrinterCallback)
-    start = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - start
-    np.savez(Path(output_dir, "embeddings.npz"), **trainer.snapshots)
-    n_rollouts = args.per_device_train_batch_size
-    return {
-        "arm": arm,
-        "seed": seed,
-        "steps": steps,
-        "seconds": round(seconds, 1),
-        "config": config,
-        "train": [
-            {
-                "step": row["step"] - n_warmup,
-                "rollouts": n_rollouts,
-                "right": round(row["rewards/answer_reward/mean"] * n_rollouts),
-                "sound": round(row["rewards/steps_reward/mean"] * n_rollouts),
-                **{key: value for key, value in row.items() if key.startswith("contrastive/")},
-            }
-            for row in trainer.state.log_history
-            if "reward" in row
-        ],
-        "eval": evaluations,
-    }
+    return trainer
+
+
+def _training_rows(trainer: ControlledTrainer, n_warmup: int) -> list[dict[str, Any]]:
+    """What was logged of each generation batch, counted from the first step after the warm-up."""
+    n_rollouts = trainer.args.per_device_train_batch_size
+    return [
+        {
+            "step": row["step"] - n_warmup,
+            "rollouts": n_rollouts,
+            "right": round(row["rewards/answer_reward/mean"] * n_rollouts),
+            "sound": round(row["rewards/steps_reward/mean"] * n_rollouts),
+            **{key: value for key, value in row.items() if key.startswith("contrastive/")},
+            **soundness,
+        }
+        for row, soundness in zip(
+            (row for row in trainer.state.log_history if "reward" in row), trainer.soundness, strict=True
+        )
+    ]
 
 
 class _AfterStep(TrainerCallback):

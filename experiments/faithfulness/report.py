@@ -3,26 +3,14 @@
 import math
 import platform
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from . import faithfulness_pictures as pictures
-from .faithfulness_jobs import write_json
-from .faithfulness_statistics import (
-    AUROCS,
-    EVAL_METRICS,
-    LAST_STEPS,
-    N_RESAMPLES,
-    PRIMARY,
-    Metrics,
-    Run,
-    compare,
-    describe,
-    number,
-    run_metrics,
-)
+from . import pictures
+from .jobs import write_json
+from .statistics import AUROCS, EVAL_METRICS, LAST_STEPS, N_RESAMPLES, PRIMARY, Run, compare, describe, number
+from .study import Study
 
 
 TEST_SETS = {
@@ -31,51 +19,6 @@ TEST_SETS = {
     "p1": "one more operation",
     "p2": "two more operations",
 }
-
-
-@dataclass
-class Study:
-    """
-    What there is to report.
-
-    Attributes:
-        arms (`dict[str, str]`): Titles by name, in the order of the tables.
-        controls (`set[str]`): Arms that are controls.
-        reference (`str`): Arm that differences are to.
-        compared (`tuple[str, ...]`): Arms that more differences are to.
-        policies (`dict[str, Any]`): Evaluations of the starting policies, by name and test set.
-        settings (`dict[str, Any]`): Of the experiment.
-        runs (`dict[str, dict[str, dict[int, Run]]]`): By starting policy, arm and seed.
-        folders (`dict[tuple[str, str, int], Path]`): Where each run's files are.
-    """
-
-    arms: dict[str, str]
-    controls: set[str]
-    reference: str
-    compared: tuple[str, ...]
-    policies: dict[str, Any]
-    settings: dict[str, Any]
-    runs: dict[str, dict[str, dict[int, Run]]] = field(default_factory=dict)
-    folders: dict[tuple[str, str, int], Path] = field(default_factory=dict)
-
-    def add(self, policy: str, arm: str, seed: int, run: Run, folder: Path) -> None:
-        self.runs.setdefault(policy, {}).setdefault(arm, {})[seed] = run
-        self.folders[policy, arm, seed] = folder
-
-    @property
-    def n_runs(self) -> int:
-        return len(self.folders)
-
-    def present(self, policy: str) -> list[str]:
-        """Arms that have a run from this policy, in order."""
-        return [arm for arm in self.arms if arm in self.runs.get(policy, {})]
-
-    def metrics(self, policy: str) -> dict[str, dict[int, Metrics]]:
-        """Metrics by arm and seed."""
-        return {
-            arm: {seed: run_metrics(run) for seed, run in sorted(self.runs[policy][arm].items())}
-            for arm in self.present(policy)
-        }
 
 
 def write_report(study: Study, output_dir: Path) -> Path:
@@ -174,10 +117,18 @@ def report_lines(study: Study, numbers: dict[str, Any], drawn: Mapping[str, str]
 
 
 def policy_lines(study: Study, measured: dict[str, Any]) -> Iterable[str]:
-    sets = [name for name in TEST_SETS if name in measured["start"]]
     if not measured["arms"]:
         yield "No run is finished."
         return
+    sets = [name for name in TEST_SETS if name in measured["start"]]
+    yield from training_lines(study, measured)
+    yield from evaluation_lines(study, measured, sets)
+    for reference, differences in measured["differences"].items():
+        if differences:
+            yield from difference_lines(study, reference, differences, sets)
+
+
+def training_lines(study: Study, measured: dict[str, Any]) -> Iterable[str]:
     yield f"### Training: the last {min(LAST_STEPS, study.settings['steps'])} steps, and AUROC\n"
     yield from table(
         ["arm", "seeds", "**lucky share**", "accuracy", "AUROC: reward paid", "embeddings", "hidden states"],
@@ -197,6 +148,9 @@ def policy_lines(study: Study, measured: dict[str, Any]) -> Iterable[str]:
             for arm, levels in measured["arms"].items()
         ),
     )
+
+
+def evaluation_lines(study: Study, measured: dict[str, Any], sets: list[str]) -> Iterable[str]:
     yield "\n### Test: accuracy / strict accuracy / lucky share at the end\n"
     start = ["start", ""] + [" / ".join(percent(number(measured["start"][s][m])) for m in EVAL_METRICS) for s in sets]
     rows = (
@@ -214,26 +168,28 @@ def policy_lines(study: Study, measured: dict[str, Any]) -> Iterable[str]:
             for row in rows
         ),
     )
-    for reference, differences in measured["differences"].items():
-        if not differences:
-            continue
-        yield f"\n### Paired difference to {study.arms[reference]}\n"
+
+
+def difference_lines(
+    study: Study, reference: str, differences: dict[str, dict[str, Any]], sets: list[str]
+) -> Iterable[str]:
+    """Paired differences of each arm to `reference`, on test sets to the study's own reference alone."""
+    yield f"\n### Paired difference to {study.arms[reference]}\n"
+    yield from table(
+        ["arm", "pairs", "**lucky share, training**", "lower in", "times the lucky share", "accuracy, training"],
+        (training_row(study.arms[arm], compared) for arm, compared in differences.items()),
+    )
+    if reference != study.reference:
+        return
+    for metric, title in {"strict_accuracy": "strict accuracy", "lucky_share": "lucky share"}.items():
+        yield ""
         yield from table(
-            ["arm", "pairs", "**lucky share, training**", "lower in", "times the lucky share", "accuracy, training"],
-            (training_row(study.arms[arm], compared) for arm, compared in differences.items()),
+            [f"{title}, test", "pairs"] + [TEST_SETS[name] for name in sets],
+            (
+                [study.arms[arm], compared[PRIMARY]["n"]] + [changed(compared, f"{name}/{metric}") for name in sets]
+                for arm, compared in differences.items()
+            ),
         )
-        if reference != study.reference:
-            continue
-        for metric, title in {"strict_accuracy": "strict accuracy", "lucky_share": "lucky share"}.items():
-            yield ""
-            yield from table(
-                [f"{title}, test", "pairs"] + [TEST_SETS[name] for name in sets],
-                (
-                    [study.arms[arm], compared[PRIMARY]["n"]]
-                    + [changed(compared, f"{name}/{metric}") for name in sets]
-                    for arm, compared in differences.items()
-                ),
-            )
 
 
 def training_row(title: str, compared: dict[str, Any]) -> list:

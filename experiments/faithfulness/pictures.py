@@ -1,10 +1,8 @@
 """Pictures of the faithfulness experiment. Each one covers the runs that there are."""
 
-from __future__ import annotations
-
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 
@@ -17,17 +15,9 @@ from matplotlib.ticker import PercentFormatter  # noqa: E402
 from scipy.optimize import isotonic_regression  # noqa: E402
 from sklearn.decomposition import PCA  # noqa: E402
 
-from .faithfulness_statistics import (  # noqa: E402
-    LAST_STEPS,
-    PRIMARY,
-    mean_and_band,
-    number,
-    training_curve,
-)
+from .statistics import LAST_STEPS, PRIMARY, mean_and_band, number, training_curve  # noqa: E402
+from .study import Study  # noqa: E402
 
-
-if TYPE_CHECKING:
-    from .faithfulness_report import Study
 
 # Readable for the colour-blind (Okabe and Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
