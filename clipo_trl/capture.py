@@ -3,6 +3,7 @@
 from contextlib import contextmanager, nullcontext
 
 import torch
+from trl import GRPOConfig
 
 from .hidden_states import (
     DecodePooler,
@@ -12,6 +13,26 @@ from .hidden_states import (
     right_padded,
     shown_to_themselves,
 )
+
+
+def trl_scores_rollouts(args: GRPOConfig) -> bool:
+    """Whether TRL computes the log-probabilities of the rollouts in a pass of its own, before it trains on them."""
+    several_steps = args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations) != 0
+    return several_steps or (args.use_vllm and args.vllm_importance_sampling_correction)
+
+
+def choose_way(*, scored_by_trl: bool, shifts_with_left_padding: bool, plain_generate: bool) -> str:
+    """
+    The cheapest way that there is: `"fused"`, `"decode"` or `"forward"`, see [`CaptureMixin._choose_way`].
+
+    Args:
+        scored_by_trl (`bool`): TRL makes a pass over the rollouts anyway ([`trl_scores_rollouts`]).
+        shifts_with_left_padding (`bool`): the model has learned positions, which the padding in that pass would move.
+        plain_generate (`bool`): rollouts come from the policy's own `generate`.
+    """
+    if scored_by_trl and not shifts_with_left_padding:
+        return "fused"
+    return "decode" if plain_generate else "forward"
 
 
 class CaptureMixin:
@@ -28,15 +49,13 @@ class CaptureMixin:
         `"fused"`: in TRL's own pass for old log-probabilities. `"decode"`: while `generate` decodes. `"forward"`: in a pass
         of our own over the decoder.
         """
-        args = self.args
-        trl_scores_rollouts = args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations) != 0
-        trl_scores_rollouts |= self.use_vllm and self.vllm_importance_sampling_correction
-        if trl_scores_rollouts and not self._reader.shifts_with_left_padding:  # TRL pads on the left
-            return "fused"
-        plain_generate = not (
-            self.use_vllm or self.use_transformers_continuous_batching or self.rollout_func or self.tools
+        return choose_way(
+            scored_by_trl=trl_scores_rollouts(self.args),
+            shifts_with_left_padding=self._reader.shifts_with_left_padding,
+            plain_generate=not (
+                self.use_vllm or self.use_transformers_continuous_batching or self.rollout_func or self.tools
+            ),
         )
-        return "decode" if plain_generate else "forward"
 
     def _generate(self, prompts):
         pooler = None

@@ -32,9 +32,19 @@ def run_evaluate() -> None:
         main()
 
 
+def run_doctor() -> None:
+    """Look at the environment; the exit code is 1 if training cannot work in it."""
+    try:
+        from .doctor import main
+    except ModuleNotFoundError as error:  # the one package that it takes to look at the others
+        sys.exit(f"clipo doctor: error: {error.name} is not installed: {sys.executable} -m pip install {error.name}")
+    sys.exit(main())
+
+
 COMMANDS = {
     "train": (run_train, "train a model with CLIPO"),
     "evaluate": (run_evaluate, "evaluate a model on test sets, or compare two"),
+    "doctor": (run_doctor, "tell what is installed, what it can do, and how a run would read hidden states"),
 }
 
 
