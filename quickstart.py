@@ -1,6 +1,6 @@
 """CLIPO on a laptop, in a few minutes and without a network: `python quickstart.py`.
 
-A small language model, warm-started on arithmetic that a program checks step by step, is trained with CLIPO by `train.py` on
+A small language model, warm-started on arithmetic that a program checks step by step, is trained with CLIPO by `clipo train` on
 configs/quickstart.yaml. Everything goes to runs/quickstart/ and is seeded.
 """
 
@@ -86,7 +86,7 @@ def main() -> None:
     before = evaluate(policy, test_sets)
 
     ########################################################################
-    # Train with CLIPO: what `python train.py --config ...` does           #
+    # Train with CLIPO: what `clipo train --config ...` does               #
     ########################################################################
     console.rule("[bold]3  CLIPO")
     transformers.trainer.DEFAULT_PROGRESS_CALLBACK = TrainingBar

@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from accelerate import Accelerator
 from torch import nn
+from trl import GRPOConfig
 from trl.models.utils import _ForwardRedirection
 
 from .hidden_states import (
@@ -17,6 +18,26 @@ from .hidden_states import (
     right_padded,
     shown_to_themselves,
 )
+
+
+def trl_scores_rollouts(args: GRPOConfig) -> bool:
+    """Whether TRL computes the log-probabilities of the rollouts in a pass of its own, before it trains on them."""
+    several_steps = args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations) != 0
+    return several_steps or (args.use_vllm and args.vllm_importance_sampling_correction)
+
+
+def choose_capture_mode(*, scored_by_trl: bool, shifts_with_left_padding: bool, plain_generate: bool) -> str:
+    """
+    The cheapest capture mode that there is: `"fused"`, `"decode"` or `"forward"`, see [`StateSource`].
+
+    Args:
+        scored_by_trl (`bool`): TRL makes a pass over the rollouts anyway ([`trl_scores_rollouts`]).
+        shifts_with_left_padding (`bool`): the model has learned positions, which the padding in that pass would move.
+        plain_generate (`bool`): rollouts come from the policy's own `generate`.
+    """
+    if scored_by_trl and not shifts_with_left_padding:
+        return "fused"
+    return "decode" if plain_generate else "forward"
 
 
 class StateSource:

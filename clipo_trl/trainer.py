@@ -18,7 +18,7 @@ import torch
 from accelerate.logging import get_logger
 from trl import GRPOConfig, GRPOTrainer
 
-from .capture import StateSource
+from .capture import StateSource, choose_capture_mode, trl_scores_rollouts
 from .checkpoint import load_checked, load_state, save_state
 from .completions_table import table_columns
 from .config import CLIPOConfig, CLIPOConfigMixin
@@ -195,16 +195,13 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
         return head.train()
 
     def _choose_capture_mode(self, reader: HiddenStateReader) -> str:
-        """See [`StateSource`]."""
-        args = self.args
-        trl_scores_rollouts = args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations) != 0
-        trl_scores_rollouts |= self.use_vllm and self.vllm_importance_sampling_correction
-        if trl_scores_rollouts and not reader.shifts_with_left_padding:  # TRL pads on the left
-            return "fused"
-        plain_generate = not (
-            self.use_vllm or self.use_transformers_continuous_batching or self.rollout_func or self.tools
+        return choose_capture_mode(
+            scored_by_trl=trl_scores_rollouts(self.args),
+            shifts_with_left_padding=reader.shifts_with_left_padding,
+            plain_generate=not (
+                self.use_vllm or self.use_transformers_continuous_batching or self.rollout_func or self.tools
+            ),
         )
-        return "decode" if plain_generate else "forward"
 
     # ------------------------------------------------------------------ rollouts
 

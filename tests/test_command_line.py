@@ -11,8 +11,8 @@ import pytest
 
 import evaluate
 import train
-from clipo_trl.command_line import argument_errors, check_evaluation, check_training, read_options, usage_errors
-from clipo_trl.paths import has_rows, looks_local
+from clipo_trl.cli.command_line import argument_errors, check_evaluation, check_training, read_options, usage_errors
+from clipo_trl.cli.paths import has_rows, looks_local
 from reward_funcs.errors import MissingFile, UsageError
 
 
@@ -171,7 +171,9 @@ def test_errors_are_of_the_kinds_that_callers_know():
 
 
 def start(script: str, argv: str, *options: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, *options, str(ROOT / script), *argv.split()]
+    """`script`: a file of the project, or words of the command `clipo`."""
+    words = [str(ROOT / script)] if script.endswith(".py") else ["-m", "clipo_trl.cli", *script.split()[1:]]
+    command = [sys.executable, *options, *words, *argv.split()]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -186,6 +188,8 @@ def start(script: str, argv: str, *options: str) -> subprocess.CompletedProcess:
         ),
         ("evaluate.py", f"{EVALUATE} --datasets empty.jsonl", "Dataset file 'empty.jsonl' is empty"),
         ("evaluate.py", f"{EVALUATE} --reward_func my_rewards.god", "'my_rewards' .* has no 'god'. It has: good"),
+        ("clipo train", f"{TRAIN} --max_train_samples 0", "`max_train_samples` is 0"),
+        ("clipo evaluate", f"{EVALUATE} --reward_func my_rewards.god", "'my_rewards' .* has no 'god'. It has: good"),
     ],
 )
 def test_a_sentence_and_no_slow_import(script, argv, message, folder):

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from trl import ModelConfig, TrlParser
 
 from clipo_trl import CLIPOConfig
-from clipo_trl.run_plan import plan_run
+from clipo_trl.cli.run_plan import plan_run
 from train import ScriptArguments
 
 

@@ -8,8 +8,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 from tiny_models import tiny_tokenizer
 
-from clipo_trl import data
-from clipo_trl.data import add_instruction, drop_long_prompts, find_layout, load_prompts, to_prompt_solution
+from clipo_trl.cli import data
+from clipo_trl.cli.data import add_instruction, drop_long_prompts, find_layout, load_prompts, to_prompt_solution
 from reward_funcs.errors import UsageError
 
 

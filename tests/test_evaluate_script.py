@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM
 from trl import TrlParser
 
 import evaluate
-from clipo_trl.evaluation_files import read_records
-from clipo_trl.evaluation_report import TRACKS
-from clipo_trl.sampling import Completion
+from clipo_trl.cli.evaluation_records import read_records
+from clipo_trl.cli.evaluation_tables import TRACKS
+from clipo_trl.cli.sampling import Completion
 
 
 ROOT = Path(__file__).parents[1]
@@ -196,7 +196,7 @@ def test_a_run_that_is_killed_goes_on(run, model_path, rows_path, tmp_path):
     out = tmp_path / "out"
     # The same command in a process of its own, slowed down, killed without warning once a few questions are there.
     slow = (
-        "import sys, time, evaluate, clipo_trl.sampling as s\n"
+        "import sys, time, evaluate, clipo_trl.cli.sampling as s\n"
         "sample = s.TransformersSampler.sample\n"
         "s.TransformersSampler.sample = lambda *args: (time.sleep(0.5), sample(*args))[1]\n"
         "evaluate.main(sys.argv[1:])"

@@ -14,7 +14,17 @@ from peft import LoraConfig, get_peft_model
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
-from clipo_trl.evaluation import (
+from clipo_trl.cli.evaluation_records import (
+    append_records,
+    describe_dataset,
+    describe_weights,
+    differing,
+    drop_unfinished_line,
+    read_records,
+    read_settings,
+    settle,
+)
+from clipo_trl.cli.evaluation_scores import (
     RESAMPLES,
     answer_classes,
     bootstrap_means,
@@ -26,18 +36,8 @@ from clipo_trl.evaluation import (
     pass_at_k,
     sign_flip_means,
 )
-from clipo_trl.evaluation_files import (
-    append_records,
-    describe_dataset,
-    describe_weights,
-    differing,
-    drop_unfinished_line,
-    read_records,
-    read_settings,
-    settle,
-)
-from clipo_trl.evaluation_report import TRACKS, compare, comparison_tables, result_tables, summarise
-from clipo_trl.sampling import (
+from clipo_trl.cli.evaluation_tables import TRACKS, compare, comparison_tables, result_tables, summarise
+from clipo_trl.cli.sampling import (
     Decoding,
     GumbelDraw,
     TransformersSampler,

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 from trl import ModelConfig
 
 import train
-from clipo_trl import CLIPOConfig, CLIPOTrainer, ContrastiveHead, run_plan
+from clipo_trl import CLIPOConfig, CLIPOTrainer, ContrastiveHead
+from clipo_trl.cli import run_plan
 
 
 ROOT = Path(__file__).parents[1]

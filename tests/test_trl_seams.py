@@ -3,12 +3,14 @@ The places inside TRL and transformers that CLIPO hangs on. When a release moves
 """
 
 import inspect
+import warnings
 
 import pytest
 from transformers import Trainer
-from trl import GRPOTrainer
+from trl import GRPOTrainer, import_utils
 from trl.models.utils import _ForwardRedirection
 
+from clipo_trl.cli.doctor import range_of
 from clipo_trl.trainer import CLIPOMixin
 from clipo_trl.upstream.continuous_batching import ContinuousBatchingMixin
 from clipo_trl.upstream.evaluation import EvaluationMixin
@@ -192,3 +194,21 @@ def test_nothing_that_the_mixin_overrides_has_vanished():
         "_save_rng_state",
         "train",
     }, "a method of the mixins and one of TRL share a name by accident, or TRL dropped one that is overridden"
+
+
+@pytest.mark.parametrize("version, supported", [("0.21.9", 0), ("0.22.0", 1), ("0.31.0+cu129", 1), ("0.31.1", 0)])
+def test_range_of_vllm(monkeypatch, version, supported):
+    """`clipo doctor` reads it in TRL's metadata; TRL itself warns by numbers in its code."""
+    monkeypatch.setattr(import_utils, "_is_package_available", lambda *args, **kwargs: (True, version))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        assert import_utils.is_vllm_available()
+    assert bool(warned) is not bool(supported), f"`is_vllm_available` takes vLLM {version} otherwise than it did."
+    assert range_of("vllm").contains(version) is bool(supported), (
+        f"TRL's metadata takes vLLM {version} otherwise than it did."
+    )
+
+
+def test_names_of_reward_columns():
+    """`clipo doctor` names rewards as the trainer does."""
+    assert "get_callable_name(reward_funcs[i])" in inspect.getsource(GRPOTrainer.__init__)

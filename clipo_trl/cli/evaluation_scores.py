@@ -56,7 +56,7 @@ def majority_at_k(classes_QK: Sequence[Sequence[int | None]], correct_QK: np.nda
     Whether the majority's answer is right, `(Q,)`.
 
     A sample without an answer (class `None`) does not vote; without any vote the question is lost, and a set without any vote has no
-    score of this kind (see [`~clipo_trl.evaluation_report.question_scores`]). A tie counts as the share of
+    score of this kind (see [`~clipo_trl.cli.evaluation_tables.question_scores`]). A tie counts as the share of
     the tied answers that are right: what drawing one of them would give on average, without a draw.
     """
     scores = []

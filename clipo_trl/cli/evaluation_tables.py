@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .evaluation import estimate, majority_at_k, mean_at_k, paired_difference, pass_at_k
-from .evaluation_files import Record
+from .evaluation_records import Record
+from .evaluation_scores import estimate, majority_at_k, mean_at_k, paired_difference, pass_at_k
 
 
 # The paper's tables: name of a test set -> its column.

@@ -1,6 +1,6 @@
-"""What is wrong with the command line of `train.py` or `evaluate.py`, as far as that can be told before anything slow is imported.
+"""What is wrong with the words after `clipo train` or `clipo evaluate`, as far as that can be told before anything slow is imported.
 
-The scripts check first and import torch, transformers and TRL afterwards, so that a mistyped path costs no minute. What needs
+The commands check first and import torch, transformers and TRL afterwards, so that a mistyped path costs no minute. What needs
 those (values of `CLIPOConfig`, rows of a dataset) is checked by them, later; all of it is a [`UsageError`], which
 [`usage_errors`] shows as a sentence.
 """
@@ -45,7 +45,7 @@ def argument_errors() -> Iterator[None]:
 
 
 def check_training(argv: Sequence[str] | None = None) -> None:
-    """Raise a [`UsageError`] for the first mistake in the command line of `train.py`; `argv` defaults to it."""
+    """Raise a [`UsageError`] for the first mistake in the command line of `clipo train`; `argv` defaults to it."""
     options = read_options(argv)
     if options is None:
         return
@@ -58,7 +58,7 @@ def check_training(argv: Sequence[str] | None = None) -> None:
 
 
 def check_evaluation(argv: Sequence[str] | None = None) -> None:
-    """Raise a [`UsageError`] for the first mistake in the command line of `evaluate.py`; `argv` defaults to it."""
+    """Raise a [`UsageError`] for the first mistake in the command line of `clipo evaluate`; `argv` defaults to it."""
     options = read_options(argv)
     if options is None or _given(options, "compare"):
         return

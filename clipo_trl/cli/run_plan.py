@@ -1,4 +1,4 @@
-"""What a run of `train.py` will do: the batch sizes multiplied out, and the table that it shows at its start."""
+"""What a run of `clipo train` will do: the batch sizes multiplied out, and the table that it shows at its start."""
 
 import math
 from typing import Any, NamedTuple
@@ -11,10 +11,10 @@ from trl import ModelConfig
 
 from reward_funcs.errors import UsageError
 
-from .checkpoint import last_whole_checkpoint
-from .config import CLIPOConfig
-from .success import SuccessRule
-from .trainer import CLIPOTrainer
+from ..checkpoint import last_whole_checkpoint
+from ..config import CLIPOConfig
+from ..success import SuccessRule
+from ..trainer import CLIPOTrainer
 
 
 logger = get_logger(__name__)

@@ -1,0 +1,127 @@
+"""What a run would choose by itself, and why: for `clipo doctor`, which trains nothing and loads no weights."""
+
+from collections.abc import Callable
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from trl import ModelConfig
+from trl.trainer.utils import get_callable_name
+
+from reward_funcs import get_reward_func
+from reward_funcs.errors import UsageError
+from reward_funcs.pool import default_num_workers
+
+from ..capture import choose_capture_mode, trl_scores_rollouts
+from ..config import CLIPOConfig
+from ..hidden_states import HiddenStateReader
+from ..success import find_success_rule
+from .command_line import argument_errors
+from .doctor import Row, installed_version, range_of
+from .run_plan import describe_success
+from .train import COMPARE_GOLDS, ScriptArguments, parse_arguments
+
+
+ON_CPU = ["--use_cpu", "true", "--bf16", "false"]
+CAPTURE_MODES = {
+    "fused": "in TRL's own scoring pass",
+    "decode": "while `generate` decodes",
+    "forward": "in an extra pass over the decoder",
+}
+JUDGES = {"named": " (named by contrastive_success_rewards)", "only": " (no other reward judges answers)"}
+
+
+def run_rows(argv: list[str]) -> list[Row]:
+    """What `clipo train` would choose with these words; a run that this machine refuses is explained as one on a CPU."""
+    rows = []
+    try:
+        arguments = parse_arguments(argv)
+    except UsageError as error:
+        rows.append(Row("refused here", str(error), fault=True))
+        try:
+            arguments = parse_arguments([*argv, *ON_CPU])
+        except UsageError:
+            return rows
+        rows.append(Row("what follows", f"as with `{' '.join(ON_CPU)}`"))
+    try:
+        return rows + choice_rows(*arguments)
+    except UsageError as error:
+        return [*rows, Row("refused", str(error), fault=True)]
+
+
+def choice_rows(script_args: ScriptArguments, args: CLIPOConfig, model_args: ModelConfig) -> list[Row]:
+    """The choices, a row each."""
+    length = args.max_completion_length
+    functions = [get_reward_func(name, max_completion_length=length) for name in script_args.reward_funcs]
+    with argument_errors():
+        shifts, model = look_at_model(args, model_args)
+        rows = [
+            Row("model", model),
+            Row(
+                "processes", f"{args.world_size}; passes over a generation batch on each: {args.steps_per_generation}"
+            ),
+            Row("hidden states", explain_capture_mode(args, shifts)),
+            Row("success", explain_success(args, functions)),
+            Row("answers", explain_checks(functions)),
+        ]
+    if args.use_vllm and installed_version("vllm") is None:
+        rows.append(Row("vllm", "not installed, but `use_vllm` is true", True, f"vllm{range_of('vllm')}"))
+    return rows
+
+
+def look_at_model(args: CLIPOConfig, model_args: ModelConfig) -> tuple[bool, str]:
+    """
+    Whether padding on the left moves the model's positions, and a line about it; from its configuration, without weights.
+
+    Raises:
+        `ValueError`: hidden states cannot be read in this model, or not after this `contrastive_layer`.
+    """
+    name, trust = model_args.model_name_or_path, {"trust_remote_code": args.trust_remote_code}
+    if name is None:
+        return False, "not named (`model_name_or_path`): taken as one without learned positions"
+    try:
+        config = AutoConfig.from_pretrained(name, revision=model_args.model_revision, **trust)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, **trust)
+    except Exception as error:  # whatever a model's own code may raise: nothing is wrong with the run yet
+        reason = str(error).partition("\n")[0]
+        return False, f"{name} could not be looked at, and is taken as one without learned positions: {reason}"
+    reader = HiddenStateReader(model, args.contrastive_layer)
+    return reader.shifts_with_left_padding, f"{name}, a {type(model).__name__} with hidden size {reader.hidden_size}"
+
+
+def explain_capture_mode(args: CLIPOConfig, shifts_with_left_padding: bool) -> str:
+    scored = trl_scores_rollouts(args)
+    plain_generate = not (args.use_vllm or args.use_transformers_continuous_batching)
+    mode = choose_capture_mode(
+        scored_by_trl=scored, shifts_with_left_padding=shifts_with_left_padding, plain_generate=plain_generate
+    )
+    if mode == "fused":
+        corrected = args.use_vllm and args.vllm_importance_sampling_correction
+        reason = (
+            "for vLLM's importance-sampling correction" if corrected else "for the steps that reuse a generation batch"
+        )
+        return f"{mode}, {CAPTURE_MODES[mode]}, which it makes {reason}"
+    why_not = " (not fused: padding on the left would move the model's learned positions)" if scored else ""
+    sampler = "vLLM" if args.use_vllm else "continuous batching"
+    reason = "the policy's own loop" if plain_generate else f"{sampler} makes the rollouts, and shows no hidden states"
+    return f"{mode}, {CAPTURE_MODES[mode]}: {reason}{why_not}"
+
+
+def explain_success(args: CLIPOConfig, functions: list[Callable]) -> str:
+    names = [get_callable_name(function) for function in functions]
+    weights = [1.0] * len(names) if args.reward_weights is None else args.reward_weights
+    if len(weights) != len(names):
+        raise UsageError(
+            f"`reward_weights` has {len(weights)} entries, but `reward_funcs` has {len(names)}: give one for each."
+        )
+    rule = find_success_rule(
+        dict(zip(names, weights, strict=True)), args.contrastive_success_rewards, args.contrastive_step_reward
+    )
+    return describe_success(rule, args.contrastive_success_threshold) + JUDGES.get(rule.choice, "")
+
+
+def explain_checks(functions: list[Callable]) -> str:
+    if not COMPARE_GOLDS & set(functions):
+        return "checked in the training process: no reward of this run compares values"
+    workers = default_num_workers()
+    return f"checked by {workers} worker process{'es' if workers > 1 else ''} beside each training process"

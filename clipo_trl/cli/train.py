@@ -1,0 +1,210 @@
+"""Train a model with CLIPO.
+
+    clipo train --config configs/lora_single_gpu.yaml --learning_rate 5e-6 --contrastive_reward_weight 0.1
+    accelerate launch --config_file configs/accelerate/zero2.yaml -m clipo_trl.cli train --config configs/track1_gsm8k.yaml
+
+Every field of [`ScriptArguments`] (below), [`CLIPOConfig`] (with all of TRL's `GRPOConfig` and transformers'
+`TrainingArguments`) and TRL's `ModelConfig` (dtype, attention, PEFT, quantization) can stand in the YAML file or on the command
+line, which has the last word.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import Dataset
+from rich.console import Console
+from transformers import AutoTokenizer
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+
+from reward_funcs import check_golds, get_reward_func, math_accuracy_reward, verifiable_reward
+from reward_funcs.errors import UsageError
+
+from ..callbacks import SuspiciousRolloutsCallback
+from ..config import CLIPOConfig
+from ..health import HealthCallback
+from ..trainer import CLIPOTrainer
+from .command_line import argument_errors, check_training
+from .data import drop_long_prompts, load_named_prompts, load_prompts
+from .run_plan import earlier_checkpoint, plan_run, start_table
+
+
+COMPARE_GOLDS = {verifiable_reward, math_accuracy_reward}  # by value, in worker processes
+
+
+@dataclass
+class ScriptArguments:
+    """
+    What to train on and what to reward; everything else is in `CLIPOConfig` and `ModelConfig`.
+
+    Parameters:
+        dataset_name (`str`):
+            Local file or folder, or name on the Hub; `clipo_trl.cli.data` lists the layouts that are understood.
+        dataset_config (`str`, *optional*):
+            Configuration of a dataset on the Hub (`main` for `openai/gsm8k`).
+        dataset_train_split, dataset_test_split (`str`, *optional*, default to `"train"` and `"test"`):
+            Splits to train on and to evaluate on.
+        eval_datasets (`list[str]`, *optional*):
+            Test sets to evaluate on in place of the test split of `dataset_name`, each a local file or folder or a name on
+            the Hub, as `PATH` or `NAME=PATH`. Metrics are called `eval_NAME_...`. Needs an `eval_strategy`.
+        instruction (`str`, *optional*):
+            Line to end each prompt with, unless the prompt has it already.
+        max_prompt_length (`int`, *optional*):
+            Leave out training prompts of more tokens than this. Default: keep all.
+        max_train_samples, max_eval_samples (`int`, *optional*):
+            Only the first rows of the training set and of each test set. Default: all.
+        reward_funcs (`list[str]`, *optional*, defaults to `["verifiable"]`):
+            Reward functions: names known to `reward_funcs`, or dotted paths to functions of yours, found from the working
+            directory.
+        suspicious_rollouts (`int`, *optional*, defaults to `0`):
+            List so many of the correct rollouts farthest from their group at each log. Needs `log_completions`.
+        health_check (`bool`, *optional*, defaults to `True`):
+            Warn when the logs show that nothing can be learned; see docs/metrics.md.
+        max_unparsable_share (`float`, *optional*, defaults to `0.01`):
+            Largest share of solutions, from 0 to 1, that may be unreadable for the rewards `verifiable` and
+            `math_accuracy`; a larger one stops the run before it starts.
+    """
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Dataset to train on: local file or folder, or name on the Hub."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
+    eval_datasets: list[str] | None = field(
+        default=None, metadata={"help": "Test sets, each PATH or NAME=PATH. Default: the test split of dataset_name."}
+    )
+    instruction: str | None = field(
+        default=None, metadata={"help": "Line to end each prompt with, unless the prompt has it already."}
+    )
+    max_prompt_length: int | None = field(
+        default=None, metadata={"help": "Leave out training prompts of more tokens than this."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Only the first rows of the training set."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Only the first rows of each test set."})
+    reward_funcs: list[str] = field(
+        default_factory=lambda: ["verifiable"],
+        metadata={"help": "Reward functions: names known to `reward_funcs`, or dotted paths."},
+    )
+    suspicious_rollouts: int = field(
+        default=0,
+        metadata={
+            "help": "List so many of the correct rollouts farthest from their group at each log. Needs log_completions."
+        },
+    )
+    health_check: bool = field(default=True, metadata={"help": "Warn when the logs show that nothing can be learned."})
+    max_unparsable_share: float = field(
+        default=0.01, metadata={"help": "Largest share of solutions that the rewards may be unable to read."}
+    )
+
+
+def main(argv: list[str] | None = None) -> CLIPOTrainer:
+    """Run the whole training; `argv` defaults to the command line. Returns the trainer, trained."""
+    ##############################################################
+    # Parse: YAML file (--config), then the command line over it #
+    ##############################################################
+    check_training(argv)
+    script_args, training_args, model_args = parse_arguments(argv)
+    if script_args.suspicious_rollouts and not training_args.log_completions:
+        raise UsageError(
+            f"`suspicious_rollouts` is {script_args.suspicious_rollouts}, but `log_completions` is off, so there is no table to list "
+            "them in. Add `log_completions: true`, or set `suspicious_rollouts` to 0."
+        )
+    model_args.model_name_or_path = os.path.expanduser(model_args.model_name_or_path)
+    resume = training_args.resume_from_checkpoint  # True from YAML is a bool, from the command line a word
+    training_args.resume_from_checkpoint = {"true": True, "false": None}.get(str(resume).lower(), resume)
+    earlier = earlier_checkpoint(training_args)
+    model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+    }
+    training_args.model_init_kwargs = model_init_kwargs | (training_args.model_init_kwargs or {})
+
+    ##########################################
+    # Data: columns `prompt` and `solution`  #
+    ##########################################
+    with training_args.main_process_first(desc="reading the datasets"):
+        train_dataset = load_prompts(
+            script_args.dataset_name,
+            script_args.dataset_config,
+            script_args.dataset_train_split,
+            instruction=script_args.instruction,
+            max_samples=script_args.max_train_samples,
+        )
+        if script_args.max_prompt_length is not None:
+            tokenizer = AutoTokenizer.from_pretrained(
+                model_args.model_name_or_path,
+                revision=model_args.model_revision,
+                trust_remote_code=training_args.trust_remote_code,
+            )
+            train_dataset = drop_long_prompts(train_dataset, tokenizer, script_args.max_prompt_length)
+        eval_datasets = load_eval_datasets(script_args) if training_args.eval_strategy != "no" else None
+    plan = plan_run(training_args, len(train_dataset))
+
+    ###########
+    # Rewards #
+    ###########
+    reward_funcs = [
+        get_reward_func(name, max_completion_length=training_args.max_completion_length)
+        for name in script_args.reward_funcs
+    ]
+    if COMPARE_GOLDS & set(reward_funcs):
+        check_golds(train_dataset, script_args.max_unparsable_share)
+
+    ###########
+    # Trainer #
+    ###########
+    trainer = CLIPOTrainer(
+        model=model_args.model_name_or_path,
+        reward_funcs=reward_funcs,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_datasets,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    if script_args.health_check:
+        trainer.add_callback(HealthCallback())
+    if script_args.suspicious_rollouts:
+        trainer.add_callback(SuspiciousRolloutsCallback(trainer, script_args.suspicious_rollouts))
+    if trainer.accelerator.is_main_process:
+        Console().print(start_table(trainer, plan, script_args, model_args, earlier))
+
+    #################################################
+    # Train, from a checkpoint if one is asked for  #
+    #################################################
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+
+    #######################################################
+    # Save: the model, the head beside it, the model card #
+    #######################################################
+    trainer.save_model(training_args.output_dir)
+    card = {
+        "model_name": Path(training_args.hub_model_id or training_args.output_dir).name,
+        "dataset_name": None if Path(script_args.dataset_name).exists() else script_args.dataset_name,
+    }
+    trainer.create_model_card(**card)
+    if training_args.push_to_hub:
+        trainer.push_to_hub(**card)
+    return trainer
+
+
+def parse_arguments(argv: list[str] | None = None) -> tuple[ScriptArguments, CLIPOConfig, ModelConfig]:
+    """Read the file given with `--config` and the command line over it; a [`UsageError`] for what they must not hold."""
+    with argument_errors():
+        return TrlParser((ScriptArguments, CLIPOConfig, ModelConfig)).parse_args_and_config(argv)
+
+
+def load_eval_datasets(script_args: ScriptArguments) -> Dataset | dict[str, Dataset]:
+    """Load the test sets that `eval_datasets` names, or else the test split of `dataset_name`."""
+    name, split = script_args.dataset_name, script_args.dataset_test_split
+    options = {"instruction": script_args.instruction, "max_samples": script_args.max_eval_samples}
+    if script_args.eval_datasets is not None:
+        return load_named_prompts(script_args.eval_datasets, split, **options)
+    if Path(name).is_file():
+        raise UsageError(
+            f"`dataset_name` ('{name}') is one file, without a test split. Name test sets with `eval_datasets`, or set "
+            "`eval_strategy` to 'no'."
+        )
+    return load_prompts(name, script_args.dataset_config, split, **options)
