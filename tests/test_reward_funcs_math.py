@@ -1,16 +1,19 @@
 """Mathematics: what is equal in value is accepted however it is written, and what is not is refused however close."""
 
+import ast
 import random
+from pathlib import Path
 
 import pytest
 
-from reward_funcs import math_accuracy_reward
-from reward_funcs.comparison import equal_answers, quick_verdict
-from reward_funcs.exact_numbers import parse_number
-from reward_funcs.normal_form import normal_form
-from reward_funcs.shapes import shape_of
-from reward_funcs.symbolic import equal_expressions
-from reward_funcs.units import same_unit, split_unit
+from reward_funcs import answers, math_accuracy_reward
+from reward_funcs.answers import equal as quick_verdict
+from reward_funcs.answers.comparison import equal_answers
+from reward_funcs.answers.exact_numbers import parse_number
+from reward_funcs.answers.normal_form import normal_form
+from reward_funcs.answers.shapes import shape_of
+from reward_funcs.answers.symbolic import equal_expressions
+from reward_funcs.answers.units import same_unit, split_unit
 
 
 EQUAL = {
@@ -345,3 +348,37 @@ def test_units_of_one_measure_agree():
     assert same_unit(units[0], units[1]) and same_unit(units[1], units[2]) and same_unit(units[3], units[4])
     assert not same_unit(units[0], units[3])
     assert split_unit("x") == ("x", None) and split_unit("5x") == ("5x", None)
+
+
+def test_the_comparison_of_answers_has_one_door():
+    """The rest of the package imports nothing of it but what `reward_funcs.answers` exports."""
+    package = Path(answers.__file__).parents[1]
+    room = {path.stem for path in (package / "answers").glob("*.py")} - {"__init__"}
+    for path in package.glob("*.py"):
+        imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        names = {
+            alias.name
+            for node in imports
+            if node.module in ("answers", "reward_funcs.answers")
+            for alias in node.names
+        }
+        assert names <= set(answers.__all__), path
+        assert not [node.module for node in imports if (node.module or "").rpartition("answers.")[2] in room], path
+
+
+def test_the_door_says_when_algebra_is_needed():
+    algebra = answers.load_algebra()
+    for gold, answer, quick, slow in [
+        ("0.5", r"\frac12", True, True),
+        ("0.5", r"\frac13", False, False),
+        (r"\sqrt8", r"2\sqrt2", None, True),
+        (r"\sqrt8", r"3\sqrt2", None, False),
+    ]:
+        assert answers.equal(gold, answer) is quick and answers.equal(gold, answer, algebra) is slow
+    for gold, quick, slow in [
+        ("0.5", True, True),
+        (r"\sqrt8", None, True),
+        (r"\frac{", None, False),
+        ("", False, False),
+    ]:
+        assert answers.is_comparable(gold) is quick and answers.is_comparable(gold, algebra) is slow

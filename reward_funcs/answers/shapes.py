@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from .completions import closing_brace
+from ..completions import closing_brace
 from .exact_numbers import parse_number
 from .units import split_unit
 

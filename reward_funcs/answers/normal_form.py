@@ -7,7 +7,7 @@ so that the trainer's process can compare most answers without any computer alge
 import re
 from functools import lru_cache
 
-from .completions import closing_brace
+from ..completions import closing_brace
 
 
 CHARACTERS = str.maketrans(
