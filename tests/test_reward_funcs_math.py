@@ -120,6 +120,7 @@ EQUAL = {
         ("5", ["x=5", r"x = 5", r"f(2)=5", r"\text{Area} = 5", "a+b=5", r"m\angle ABC = 5^\circ", "x=2+3=5"]),
         ("y = 2x + 3", ["2x+3", "y=3+2x", "y-2x=3", r"2x-y+3=0"]),
         ("5x - 7y + 11z + 4 = 0", ["-5x+7y-11z-4=0", "10x-14y+22z=-8"]),
+        (r"\tan \theta = 2\theta", [r"2\theta=\tan\theta", r"2\tan\theta=4\theta"]),
         ("AB=9, CD=4", ["CD=4, AB=9"]),
         (r"\$\dfrac23 \approx \$0.67", [r"\frac23", "0.67"]),
         (r"0.56 = 56\%", [r"56\%", "0.56"]),
@@ -212,6 +213,7 @@ DIFFERENT = {
         ("5", ["x+3=5", "2x=5", "x=2+2=5", "x>5"]),
         ("0", ["x+y+z=0", "2x=0"]),
         ("x+y+z=0", ["x+y-z=0", "0", "x+y+z=1"]),
+        (r"\tan\theta=2\theta", [r"\tan\theta=3\theta", r"2\theta"]),
         ("y = -2x", ["y=2x", "y=-2x+1", "y=-2"]),
     ],
     "intervals, tuples, sets": [
