@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .comparison import is_comparable
+from .answers import is_comparable
 from .completions import last_boxed
 from .errors import UsageError
 from .pool import shared_pool
@@ -103,7 +103,7 @@ def _column(dataset: Iterable[Mapping[str, Any]], column: str) -> list:
 
 def _comparable(answers: set[str]) -> set[str]:
     """The answers that can be compared in value. Most are recognised at once, the rest is parsed by the workers."""
-    comparable = {answer for answer in answers if is_comparable(answer, lambda part: False)}
+    comparable = {answer for answer in answers if is_comparable(answer)}
     rest = sorted(answers - comparable)
     outcome = shared_pool().run([("comparable", answer) for answer in rest]) if rest else None
     return comparable | {answer for answer, fine in zip(rest, outcome.results if outcome else [], strict=True) if fine}

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .comparison import quick_verdict
+from .answers import equal
 from .completions import completion_texts, last_boxed
 from .gold import final_answer
 from .pool import DIED, TIMED_OUT, shared_pool
@@ -48,7 +48,7 @@ def grade_answers(golds: Sequence[str | None], answers: Sequence[str | None]) ->
         The scores, `None` where there is no gold; and how many rows failed, by reason.
     """
     pairs = list(zip(golds, answers, strict=True))
-    verdicts: dict[tuple, bool | None] = {pair: quick_verdict(*pair) for pair in dict.fromkeys(pairs) if all(pair)}
+    verdicts: dict[tuple, bool | None] = {pair: equal(*pair) for pair in dict.fromkeys(pairs) if all(pair)}
     undecided = [pair for pair, verdict in verdicts.items() if verdict is None]
     failures: Counter = Counter()
     if undecided:

@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from .comparison import MAX_CHARACTERS
+from .answers import MAX_CHARACTERS, spelling
 from .completions import completion_text, completion_texts, last_boxed
 from .gold import final_answer
-from .normal_form import key, normal_form
 
 
 OPTION_LINE = re.compile(r"^[ \t]*\(?([A-Z])[.):][ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
@@ -121,6 +120,6 @@ def _text_key(text: str) -> str:
     """Words in small letters without markup and punctuation; a text with formulas in its normal form."""
     bare = FONT_GROUP.sub(r"\1", text).replace("$", "")
     if re.search(r"[\\^_]", bare):
-        return key(normal_form(bare))
+        return spelling(bare)
     words = re.sub(r"[^\w\s%+\-*/=<>.]|\.(?!\d)", " ", _plain(text).lower().replace("’", "'").replace("'", ""))
     return " ".join(words.split())

@@ -31,15 +31,16 @@ def main(deadline: float) -> None:
     replies = os.fdopen(os.dup(1), "w", buffering=1)  # the replies' own, whatever parsers print
     os.dup2(2, 1)
     try:
-        from .comparison import equal_answers, is_comparable
-        from .symbolic import equal_expressions, parse_expression
+        from .answers import equal, is_comparable, load_algebra
+
+        algebra = load_algebra()
     except Exception as error:
         replies.write(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
         return
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     tasks = {
-        "equal": lambda gold, answer: equal_answers(gold, answer, equal_expressions),
-        "comparable": lambda gold: is_comparable(gold, lambda part: parse_expression(part) is not None),
+        "equal": lambda gold, answer: equal(gold, answer, algebra),
+        "comparable": lambda gold: is_comparable(gold, algebra),
     }
     replies.write(json.dumps("ready") + "\n")
     for line in sys.stdin:

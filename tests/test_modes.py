@@ -162,7 +162,8 @@ def test_evaluation_and_prediction_leave_no_trace(make, generates, precision):
     assert trainer.head_learner.n_batches == len(trainer.records) == 3
     assert {parameter.dtype for parameter in trainer.model.parameters()} == kinds
     assert not torch.equal(policy["lm_head.weight"], trainer.model.state_dict()["lm_head.weight"])
-    assert not all(torch.equal(head[name], weight) for name, weight in trainer.contrastive_head.state_dict().items())
+    learned = any(row["contrastive/anchors"] > 0 for row in trained)  # a random policy may have had none
+    assert learned != all(torch.equal(head[name], w) for name, w in trainer.contrastive_head.state_dict().items())
     assert all(parameter.dtype == torch.float32 for parameter in trainer.contrastive_head.parameters())
     for _, pooled, expected in trainer.records:
         assert pooled.dtype == torch.float32

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from reward_funcs import check_golds, final_answer, verifiable_reward
-from reward_funcs.comparison import equal_answers, quick_verdict
-from reward_funcs.normal_form import normal_form
-from reward_funcs.shapes import shape_of
-from reward_funcs.symbolic import equal_expressions
+from reward_funcs.answers import equal as quick_verdict
+from reward_funcs.answers.comparison import equal_answers
+from reward_funcs.answers.normal_form import normal_form
+from reward_funcs.answers.shapes import shape_of
+from reward_funcs.answers.symbolic import equal_expressions
 
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"

@@ -1,16 +1,19 @@
 """Mathematics: what is equal in value is accepted however it is written, and what is not is refused however close."""
 
+import ast
 import random
+from pathlib import Path
 
 import pytest
 
-from reward_funcs import math_accuracy_reward
-from reward_funcs.comparison import equal_answers, quick_verdict
-from reward_funcs.exact_numbers import parse_number
-from reward_funcs.normal_form import normal_form
-from reward_funcs.shapes import shape_of
-from reward_funcs.symbolic import equal_expressions
-from reward_funcs.units import same_unit, split_unit
+from reward_funcs import answers, math_accuracy_reward
+from reward_funcs.answers import equal as quick_verdict
+from reward_funcs.answers.comparison import equal_answers
+from reward_funcs.answers.exact_numbers import parse_number
+from reward_funcs.answers.normal_form import normal_form
+from reward_funcs.answers.shapes import shape_of
+from reward_funcs.answers.symbolic import equal_expressions
+from reward_funcs.answers.units import same_unit, split_unit
 
 
 EQUAL = {
@@ -90,11 +93,34 @@ EQUAL = {
         (r"\sqrt{x^2}", [r"|x|", r"\lvert x\rvert"]),
         (r"a^2+b^2+c^2-4R^2", [r"-4R^2+c^2+b^2+a^2"]),
     ],
+    "other spellings": [
+        ("6", ["√36", r"2\ast 3", "2·3", "6\u200b"]),
+        (r"\sqrt{x+1}", ["√(x+1)", "√{x+1}", "sqrt(x+1)", r"\sqrt(x+1)"]),
+        ("x^2+1", ["x**2+1", "x²+1"]),
+        (r"\frac{\pi}{2}", ["pi/2", r"\frac\pi2", r"\cfrac\pi2", "π/2"]),
+        (r"10080\sqrt2", [r"10\,080\sqrt2", r"10{,}080\sqrt2"]),
+        (r"\frac{x+1}{2}", [r"{x+1 \over 2}"]),
+        ("2-3i", [r"2-3\mathrm{i}", "2−3i", "2–3i"]),
+        ("3x^2", [r"3\mathit{x}^2", r"3\boldsymbol{x}^2"]),
+        (r"\sin 5", [r"\operatorname{sin} 5", r"\mathrm{sin}\,5"]),
+        (r"\arctan 2", [r"\arctg 2", r"\text{arctan}(2)"]),
+        (r"\binom{n}{2}", [r"\tbinom{n}{2}", r"\dbinom{n}{2}"]),
+        ("|x|", [r"\vert x\vert", r"\left\lvert x\right\rvert"]),
+        ("0.5", ["1÷2", "1⁄2"]),
+        (r"[2,\infty)", [r"x\ge 2", r"x\geqslant 2", "x≥2", "[2,∞)", "[2, infty)", r"\lbrack 2,\infin\rparen"]),
+        ("(1,2)", [r"1\lt x\lt 2", "（1，2）", r"\langle 1,2\rangle", r"2\gt x\gt 1"]),
+        (r"(-\infty,0)\cup(0,\infty)", [r"x\ne 0", "x≠0", "(−∞,0)∪(0,∞)"]),
+        ("1,-2", [r"x=1\lor x=-2", r"1\land -2", r"x\in\{-2,1\}", "x∈{-2,1}"]),
+        (r"1\pm\sqrt2", ["1±√2", "1∓√2"]),
+        (r"\text{does not exist}", ["doesn’t exist", "“Does not exist”"]),
+        ("1,080", ["1\u202f080", "1\u00a0080"]),
+    ],
     "equations and names": [
         ("x=5", ["5", "x = 5", r"x=\frac{10}{2}", "5=x"]),
         ("5", ["x=5", r"x = 5", r"f(2)=5", r"\text{Area} = 5", "a+b=5", r"m\angle ABC = 5^\circ", "x=2+3=5"]),
         ("y = 2x + 3", ["2x+3", "y=3+2x", "y-2x=3", r"2x-y+3=0"]),
         ("5x - 7y + 11z + 4 = 0", ["-5x+7y-11z-4=0", "10x-14y+22z=-8"]),
+        (r"\tan \theta = 2\theta", [r"2\theta=\tan\theta", r"2\tan\theta=4\theta"]),
         ("AB=9, CD=4", ["CD=4, AB=9"]),
         (r"\$\dfrac23 \approx \$0.67", [r"\frac23", "0.67"]),
         (r"0.56 = 56\%", [r"56\%", "0.56"]),
@@ -102,7 +128,7 @@ EQUAL = {
     ],
     "intervals, tuples, sets": [
         ("(3,4]", [r"\left(3, 4\right]", r"x\in(3,4]", r"3 < x \le 4"]),
-        (r"x \in [-2,7]", ["[-2,7]", r"-2\le x\le 7"]),
+        (r"x \in [-2,7]", [r"x\in[-2, 7.0]", "[-2,7]", r"-2\le x\le 7"]),
         (r"(2,\infty)", ["x>2", r"(2,+\infty)", r"\left( 2, \infty \right)"]),
         (r"(-\infty, 2) \cup (3, \infty)", [r"(3,\infty)\cup(-\infty,2)"]),
         (r"(-\infty, 0) \cup (0, \infty)", [r"\mathbb{R}\setminus\{0\}", r"x\neq 0"]),
@@ -114,6 +140,8 @@ EQUAL = {
         (r"2, 3, \text{ and } 4", ["4,3,2", r"\{2,3,4\}"]),
         ("(-4, 27);(2, 15)", ["(2,15),(-4,27)"]),
         ("[1, 2, 3]", ["[1,2,3]", "(1,2,3)", r"\left[1,\,2,\,3\right]", "[1.0, 2.0, 3.0]"]),
+        (r"\{5\}", ["5", r"\{\sqrt{25}\}"]),
+        (r"\sqrt2", [r"\{\sqrt2\}"]),
         (r"\emptyset", [r"\{\}", r"\varnothing"]),
     ],
     "matrices": [
@@ -185,16 +213,23 @@ DIFFERENT = {
         ("5", ["x+3=5", "2x=5", "x=2+2=5", "x>5"]),
         ("0", ["x+y+z=0", "2x=0"]),
         ("x+y+z=0", ["x+y-z=0", "0", "x+y+z=1"]),
+        (r"\tan\theta=2\theta", [r"\tan\theta=3\theta", r"2\theta"]),
         ("y = -2x", ["y=2x", "y=-2x+1", "y=-2"]),
     ],
     "intervals, tuples, sets": [
         ("(2,4)", ["(4,2)", "2,4", "[2,4]", "(2,4]", r"\{2,4\}", "(2,5)", "(-2,4)"]),
         ("(3,4]", ["[3,4)", "(3,4)", "[3,4]", "(3,5]"]),
+        (r"x\in[0,1]", [r"y\in[0,1]", r"x\in[0,1)"]),
+        ("5", [r"\{5,6\}", r"\{6\}"]),
         ("[2,10]", ["2,10", "[2,11]", "(2,10)"]),
         (r"(-\infty,3)\cup(3,\infty)", [r"(-\infty,3]\cup(3,\infty)", r"(-\infty,\infty)", r"(-\infty,3)"]),
         (r"\mathbb{R}", [r"(0,\infty)"]),
         (r"\{2,3\}", [r"\{2,4\}", "2", r"\{2,3,4\}", "(2,3)"]),
         (r"75^\circ, 75^\circ", [r"75^\circ"]),
+        ("1,2", [r"x\in(1,2)", r"x\in\{1,3\}"]),
+        ("(1,2)", [r"x\in\{1,2\}", r"1\le x<2"]),
+        ("1,1", [r"x\in\{1\}", "1"]),
+        (".0000672, 1", [r"x\in\{.000067,1\}", ".000067, 1"]),
         ("[1, 2, 3]", ["[1,3,2]", "[1,2]", "[1,2,4]", "1,2,4"]),
         (r"3 \pm 2 \sqrt{2}", [r"3+2\sqrt2", r"3 \pm \sqrt{2}"]),
     ],
@@ -207,6 +242,7 @@ DIFFERENT = {
                 "(1,2,3,4)",
             ],
         ),
+        (r"\begin{pmatrix} .0000672 \\ 1 \end{pmatrix}", [r"\begin{pmatrix} .000067 \\ 1 \end{pmatrix}"]),
         (
             r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}",
             [r"\begin{pmatrix} 1 & 2 \end{pmatrix}", r"\begin{pmatrix} 2 \\ 1 \end{pmatrix}"],
@@ -345,3 +381,37 @@ def test_units_of_one_measure_agree():
     assert same_unit(units[0], units[1]) and same_unit(units[1], units[2]) and same_unit(units[3], units[4])
     assert not same_unit(units[0], units[3])
     assert split_unit("x") == ("x", None) and split_unit("5x") == ("5x", None)
+
+
+def test_the_comparison_of_answers_has_one_door():
+    """The rest of the package imports nothing of it but what `reward_funcs.answers` exports."""
+    package = Path(answers.__file__).parents[1]
+    room = {path.stem for path in (package / "answers").glob("*.py")} - {"__init__"}
+    for path in package.glob("*.py"):
+        imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        names = {
+            alias.name
+            for node in imports
+            if node.module in ("answers", "reward_funcs.answers")
+            for alias in node.names
+        }
+        assert names <= set(answers.__all__), path
+        assert not [node.module for node in imports if (node.module or "").rpartition("answers.")[2] in room], path
+
+
+def test_the_door_says_when_algebra_is_needed():
+    algebra = answers.load_algebra()
+    for gold, answer, quick, slow in [
+        ("0.5", r"\frac12", True, True),
+        ("0.5", r"\frac13", False, False),
+        (r"\sqrt8", r"2\sqrt2", None, True),
+        (r"\sqrt8", r"3\sqrt2", None, False),
+    ]:
+        assert answers.equal(gold, answer) is quick and answers.equal(gold, answer, algebra) is slow
+    for gold, quick, slow in [
+        ("0.5", True, True),
+        (r"\sqrt8", None, True),
+        (r"\frac{", None, False),
+        ("", False, False),
+    ]:
+        assert answers.is_comparable(gold) is quick and answers.is_comparable(gold, algebra) is slow

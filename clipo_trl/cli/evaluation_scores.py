@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reward_funcs.comparison import quick_verdict
+from reward_funcs.answers import equal
 from reward_funcs.multiple_choice import choice_letter
 
 
@@ -95,7 +95,7 @@ def answer_classes(answers_K: Sequence[str | None], options: Mapping[str, str]) 
 def _same_answer(first: str, second: str, options: Mapping[str, str]) -> bool:
     if options and (letter := choice_letter(first, options)) is not None:
         return letter == choice_letter(second, options)
-    return bool(quick_verdict(first, second) or quick_verdict(second, first))  # which is the gold makes a difference
+    return bool(equal(first, second) or equal(second, first))  # which is the gold makes a difference
 
 
 # ---------------------------------------------------------------------- uncertainty

@@ -2,13 +2,12 @@ r"""Whether two answers are equal in value, by their shapes; what is left to com
 
 `equal_answers(gold, answer, equal_expressions)` decides all it can by exact arithmetic and by structure (two pairs are equal if
 their elements are), and asks `equal_expressions(gold, answer)` about single expressions, equations and sets. In the worker
-processes that is [`symbolic.equal_expressions`]; in the trainer's process it is [`quick_verdict`]'s refusal to decide, so that
-nothing that could hang ever runs there.
+processes that is [`symbolic.equal_expressions`]; in the trainer's process it raises, so that nothing that could hang ever runs
+there.
 """
 
 import re
 from collections.abc import Callable
-from functools import lru_cache
 
 from .exact_numbers import Number, same_number
 from .normal_form import key, normal_form
@@ -23,10 +22,6 @@ SETS = {"tuple", "union", "relation", "expression"}
 EqualExpressions = Callable[[str, str], bool]
 
 
-class Undecided(Exception):
-    """Computer algebra is needed."""
-
-
 def is_reasonable(answer: str) -> bool:
     """Whether an answer is short and flat enough to be looked at: longer or deeper ones are wrong without a look."""
     if len(answer) > MAX_CHARACTERS:
@@ -36,19 +31,6 @@ def is_reasonable(answer: str) -> bool:
         depth += 1 if bracket.group() in "({[" else -1
         deepest = max(deepest, depth)
     return deepest <= MAX_DEPTH
-
-
-@lru_cache(maxsize=16384)
-def quick_verdict(gold: str, answer: str) -> bool | None:
-    """Equal or not, where that can be told without computer algebra, else `None`. Takes microseconds and cannot hang."""
-
-    def undecided(gold: str, answer: str) -> bool:
-        raise Undecided
-
-    try:
-        return equal_answers(gold, answer, undecided)
-    except Undecided:
-        return None
 
 
 def equal_answers(gold: str, answer: str, equal_expressions: EqualExpressions) -> bool:

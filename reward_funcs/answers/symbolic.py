@@ -31,8 +31,10 @@ EXTRACTION = [
 DIGITS = 50  # that values are computed to
 TOLERANCE = sympy.Float("1e-40", DIGITS)
 NOISE = sympy.Float("1e-100", DIGITS)  # below this it is what is left of zero
-CAPITAL = (
-    r"(\\(?:mathbb|text|begin|end|operatorname)\{[^{}]*\}|\\[a-zA-Z]+)|([A-Z])(?!_)"  # read as small ones otherwise
+DEGREES = re.compile(r"(\d+(?:\.\d+)?)°")  # dropped otherwise
+PRODUCT = re.compile(r"(?<=[\d)])\s*\(")  # 2(3) would be read as 2 + 3
+CAPITAL = re.compile(  # read as small ones otherwise
+    r"(\\(?:mathbb|text|begin|end|operatorname)\{[^{}]*\}|\\[a-zA-Z]+)|([A-Z])(?!_)"
 )
 POINTS = ("positive 1", "positive 2", "mixed 1", "mixed 2")  # where variables are positive, and of either sign
 
@@ -56,9 +58,9 @@ def equal_expressions(gold: str, answer: str) -> bool:
 @lru_cache(maxsize=4096)
 def parse_expression(normal: str) -> sympy.Basic | sympy.MatrixBase | None:
     """What math-verify makes of a normal form, or `None`."""
-    latex = re.sub(r"(\d+(?:\.\d+)?)°", r"(\\frac{\1\\pi}{180})", normal).replace("%", r"\%")
-    latex = re.sub(r"(?<=[\d)])\s*\(", r"\\cdot(", latex)  # 2(3) would be read as 2 + 3
-    latex = re.sub(CAPITAL, lambda match: match[1] or f"{match[2]}_{{capital}}", latex)
+    latex = DEGREES.sub(r"(\\frac{\1\\pi}{180})", normal).replace("%", r"\%")
+    latex = PRODUCT.sub(r"\\cdot(", latex)
+    latex = CAPITAL.sub(lambda match: match[1] or f"{match[2]}_{{capital}}", latex)
     parsed = parse(
         rf"\boxed{{{latex}}}",
         EXTRACTION,

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from .completions import closing_brace
+from ..completions import closing_brace
 from .exact_numbers import parse_number
 from .units import split_unit
 
@@ -25,6 +25,7 @@ NAME = re.compile(
     r"(?:\\text\{[^{}]*\}|\\(?!frac|sqrt|binom|sin|cos|tan|cot|sec|csc|log|ln|pi|infty)[a-zA-Z]+(?:\s?[A-Z]{1,4})?|[A-Za-z]+)"
     r"(?:'|_\{[^{}]*\}|\^\{-1\}|\^\{\\prime\})*(?:\([^()=]*\))?"
 )
+GREEK = r"(?:alpha|beta|gamma|delta|epsilon|varepsilon|theta|lambda|mu|rho|sigma|tau|phi|varphi|psi|omega)(?![a-zA-Z])"
 PLACE_VALUE = re.compile(r"(?:\\text\{)?(?P<digits>-?[0-9A-Z]+)\}?_\{(?:\\text\{)?(?P<base>[0-9a-z]+|\([0-9]+\))\}?\}")
 RATIO = re.compile(r"-?\d+(?:\.\d+)?(?::-?\d+(?:\.\d+)?)+")
 BOOLEANS = {"true": True, "false": False, "yes": True, "no": False}
@@ -87,8 +88,8 @@ def shape_of(normal: str) -> Shape:
 
 
 def has_variables(normal: str) -> bool:
-    r"""Whether letters remain beside commands, text, and the constants e and i."""
-    bare = re.sub(r"\\text\{[^{}]*\}|\\(?:mathbb|begin|end)\{[^{}]*\}|\\[a-zA-Z]+", " ", normal)
+    r"""Whether letters, Greek ones too, remain beside commands, text, and the constants e and i."""
+    bare = re.sub(rf"\\text\{{[^{{}}]*\}}|\\(?:mathbb|begin|end)\{{[^{{}}]*\}}|\\(?!{GREEK})[a-zA-Z]+", " ", normal)
     return re.search(r"[a-df-hj-zA-Z]", bare) is not None
 
 
