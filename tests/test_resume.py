@@ -15,7 +15,7 @@ from huggingface_hub.utils import filter_repo_objects
 from test_trainer import letters_reward, make, rows, same, tiny_dataset, trained, weights
 
 from clipo_trl import CLIPOTrainer, ContrastiveHead
-from clipo_trl.checkpoint import STATE_NAME, last_whole_checkpoint
+from clipo_trl.checkpoint import ROLLOUTS_NAME, STATE_NAME, last_whole_checkpoint
 from clipo_trl.head import HEAD_FOLDER, load_head
 
 
@@ -253,7 +253,7 @@ def test_a_checkpoint_of_the_model_only_has_the_head(tmp_path, caplog):
 def test_another_number_of_processes_is_said(tmp_path, caplog):
     settings = {"steps_per_generation": 2, "per_device_train_batch_size": 4}
     trained(tmp_path, max_steps=1, **EVERY_STEP, **settings)
-    path = tmp_path / "checkpoint-1" / STATE_NAME
+    path = tmp_path / "checkpoint-1" / ROLLOUTS_NAME.format(0)
     torch.save({**torch.load(path), "num_processes": 8}, path)
     resumed = make(tmp_path, max_steps=3, **settings)
     resumed.train(resume_from_checkpoint=True)

@@ -63,6 +63,7 @@ class ExactResumeMixin:
         os.makedirs(output_dir, exist_ok=True)
         used_up = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
         rollouts = {
+            "num_processes": self.accelerator.num_processes,
             "step": self._step,
             "buffered_inputs": None if used_up else self._buffered_inputs,
             "metrics": {name: [float(v) for v in values] for name, values in self._metrics["train"].items()},
@@ -95,20 +96,19 @@ class ExactResumeMixin:
                 next(iter(self._train_sampler), None)
 
     def _load_rollouts(self, checkpoint: str) -> None:
-        n_written, n_processes = (
-            len(list(Path(checkpoint).glob(ROLLOUTS_NAME.format("*")))),
-            self.accelerator.num_processes,
-        )
-        if n_written == 0:
+        index, n_processes = self.accelerator.process_index, self.accelerator.num_processes
+        files = {path.name: path for path in Path(checkpoint).glob(ROLLOUTS_NAME.format("*"))}
+        if not files:
             return  # of a run of plain TRL
+        first = torch.load(files[ROLLOUTS_NAME.format(0)], map_location="cpu", weights_only=True)
+        n_written = first.get("num_processes", len(files))  # version 0.1.0 did not say
         if n_written != n_processes:
             logger.warning(
                 f"{checkpoint} was written by {n_written} processes, and is read by {n_processes}: "
                 "the run goes on, but not bit for bit, and rollouts that were waiting to be trained on are made again."
             )
             return
-        path = os.path.join(checkpoint, ROLLOUTS_NAME.format(self.accelerator.process_index))
-        rollouts = torch.load(path, map_location="cpu", weights_only=True)
+        rollouts = torch.load(files[ROLLOUTS_NAME.format(index)], map_location="cpu", weights_only=True)
         self._step = rollouts["step"]
         self._buffered_inputs = send_to_device(rollouts["buffered_inputs"], self.accelerator.device)
         for name, values in rollouts["metrics"].items():
