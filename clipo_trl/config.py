@@ -5,8 +5,10 @@ of one prompt, H hidden size of the policy, D embedding size.
 """
 
 import copy
+import inspect
 import math
-from dataclasses import MISSING, dataclass, field, fields
+import textwrap
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
 from transformers.utils import logging
@@ -32,190 +34,219 @@ def check_choice(name: str, value: Any, choices: tuple) -> None:
         raise ValueError(f"`{name}` is {value!r}, which is not known. Choose one of {list(choices)}.")
 
 
-@dataclass
-class CLIPOConfigMixin:
-    r"""
-    The fields that CLIPO adds to the configuration of a GRPO-shaped trainer. [`CLIPOConfig`] is this mixin over
-    `GRPOConfig`; put it before another trainer's configuration to use [`CLIPOMixin`] there.
+# The fields, in groups. Each is described once, in its help: `--help` shows it, and the end of this file puts it into docstrings.
+# Both add the default. argparse formats help with `%`, so a percent sign would have to be `%%` there: write "percent".
 
-    Parameters:
-        contrastive_loss_type (`str`, *optional*, defaults to `"infonce"`):
-            Loss per rollout: `"infonce"` (one positive drawn at random), `"supcon_out"` (its expectation over the
-            draw), `"supcon_in"` or `"soft_nn"`.
-        contrastive_similarity (`str`, *optional*, defaults to `"cosine"`):
-            Similarity of two embeddings: `"cosine"`, `"l2"` (1 - Euclidean distance) or `"negative_cosine"`.
-        contrastive_temperature (`float`, *optional*, defaults to `0.05`):
-            Temperature tau > 0 that similarities are divided by. The paper uses 0.05.
-        contrastive_level (`str`, *optional*, defaults to `"group"`):
-            Where positives and all others of an anchor come from: `"group"` (both from its group), `"cross"`
-            (positives from its group, others from the whole generation batch) or `"batch"` (both from the batch).
-        contrastive_anchors (`str`, *optional*, defaults to `"correct"`):
-            Rollouts that have a loss: `"correct"`, `"incorrect"` or `"all"`.
-        contrastive_reward_type (`str`, *optional*, defaults to `"loss"`):
-            What a correct rollout's contrastive reward is read off: `"loss"` (minus its loss; the paper's way),
-            `"agreement"` (its embedding's mean cosine to the other correct rollouts) or `"similarity_gap"` (the same, less
-            the mean cosine to the wrong ones). The last two are centred in the group, need
-            `contrastive_similarity="cosine"`, and are beyond the paper: see [`similarity_readout`]. The head learns from
-            the loss in any case.
-        contrastive_reward_weight (`float`, *optional*, defaults to `0.2`):
-            Weight lambda >= 0 of the loss, or of the readout in its place, in the contrastive reward. `0.0` (with offset `0.0`) is GRPO, bit for bit; the
-            head is still trained and its metrics logged. The paper uses 0.2. With
-            `multi_objective_aggregation="normalize_then_sum"` only its effect on the floor remains.
-        contrastive_reward_offset (`float`, *optional*, defaults to `0.0`):
-            Constant b of the contrastive reward, before the floor. Rollouts that are left out get none.
-        contrastive_reward_floor (`float`, *optional*, defaults to `-0.5`):
-            Lowest contrastive reward, at most 0. The reference uses -0.5. The reward of a readout stays within as much of the
-            offset, above and below. With offset 0, a correct rollout stays above a wrong one if its verifiable reward is
-            higher by more than the floor is deep.
-        contrastive_head_type (`str`, *optional*, defaults to `"linear"`):
-            `"linear"` (H -> D) or `"mlp"` (H -> H, ReLU, H -> D), both without bias.
-        contrastive_embedding_dim (`int`, *optional*, defaults to `512`):
-            Size D of the embeddings. The paper uses 512 (GSM8K) and 2048 (MATH).
-        contrastive_learning_rate (`float`, *optional*, defaults to `1e-3`):
-            Constant learning rate of the head's own AdamW, apart from the policy's optimizer and schedule.
-        contrastive_weight_decay (`float`, *optional*, defaults to `0.01`):
-            Weight decay of the head's AdamW.
-        contrastive_debias (`str`, *optional*):
-            What is taken off the pooled states before the head: `None`, `"layer_norm"` (LayerNorm without affine over
-            H), `"mean_subtract"` (the mean over the generation batch, all processes; the last one is saved with the head) or
-            `"group_center"` (the mean over the group, which takes out what all answers to one prompt share; beyond the paper).
-        contrastive_head_path (`str`, *optional*):
-            Saved head to start from: its folder, a model folder that has it in `contrastive_head/`, or the Hub id of
-            either. The saved head's own type, size, debias, pooling and layer are used. Setting one of the first three to
-            something else is warned of; setting pooling or layer to something else is an error.
-        freeze_contrastive_head (`bool`, *optional*, defaults to `False`):
-            Never update the head. Without `contrastive_head_path` it stays the random projection that it starts as.
-        contrastive_warmup_steps (`int`, *optional*, defaults to `0`):
-            Number W of generation batches (each is one step of the head) during which only the head learns from the
-            contrastive loss. The paper uses 14 (GSM8K) and 58 (MATH): one epoch. A frozen policy waits for whole optimizer
-            steps, and the learning rate's schedule waits with it.
-        contrastive_warmup_policy (`str`, *optional*, defaults to `"frozen"`):
-            The policy during warm-up: `"frozen"` (no forward, no backward, weights untouched; the paper's way) or
-            `"verifiable_reward"` (it trains on the verifiable reward alone).
-        contrastive_success_rewards (`list[str]`, *optional*):
-            Names of the reward functions whose weighted sum decides whether a rollout is correct. Default: those known to tell
-            whether the answer is right (`verifiable_reward`, `math_accuracy_reward`, `multiple_choice_reward`, TRL's
-            `accuracy_reward` and `reasoning_accuracy_reward`); where there is none, all but `contrastive_step_reward`. A
-            reward for the format among those makes wrong answers count as correct.
-        contrastive_success_threshold (`float`, *optional*, defaults to `0.0`):
-            A rollout is correct if that sum is greater than this.
-        contrastive_step_reward (`str`, *optional*):
-            Name of a reward function that checks the steps: a correct rollout is sound if it is greater than 0, else
-            lucky. It may weigh 0, and return None where it cannot tell. It adds metrics that say how well hidden states,
-            embeddings and the contrastive reward tell sound rollouts from lucky ones, and by default it has no say in which
-            rollouts are correct.
-        contrastive_calibration (`bool`, *optional*, defaults to `False`):
-            Pay the contrastive reward as far as `contrastive_step_reward` bears it out: times 2 AUROC - 1, of the rollouts
-            that it checked of late (see [`Calibration`]). It need not check all of them. Where nothing else tells the
-            rollouts of a group apart, `scale_rewards="group"` undoes the size of that factor and leaves its sign. Beyond the
-            paper.
-        contrastive_pooling (`str`, *optional*, defaults to `"mean"`):
-            `"mean"` of the hidden states of the completion's tokens but the last, or the `"last"` of them.
-        contrastive_layer (`int`, *optional*, defaults to `-1`):
-            `-1` reads the states after the final norm, which the LM head reads. `k` reads the output of decoder layer
-            `k`, counted from 0; `-2` and below count from the end as Python does.
-    """
+
+@dataclass
+class MethodFields:
+    """The method of the paper: the loss of a rollout, and the reward that is made of it."""
 
     contrastive_loss_type: str = field(
         default="infonce",
-        metadata={"help": "Loss per rollout.", "choices": LOSS_TYPES},
+        metadata={
+            "help": 'Loss L per rollout: "infonce" (one positive drawn at random), "supcon_out" (its expectation over the '
+            'draw), "supcon_in" or "soft_nn".',
+            "choices": LOSS_TYPES,
+        },
     )
     contrastive_similarity: str = field(
         default="cosine",
-        metadata={"help": "Similarity of two embeddings.", "choices": SIMILARITIES},
+        metadata={
+            "help": 'Similarity of two embeddings: "cosine", "l2" (1 - Euclidean distance) or "negative_cosine".',
+            "choices": SIMILARITIES,
+        },
     )
     contrastive_temperature: float = field(
         default=0.05,
-        metadata={"help": "Temperature tau > 0 that similarities are divided by."},
+        metadata={"help": "Temperature tau > 0 that similarities are divided by. The paper uses 0.05."},
     )
     contrastive_level: str = field(
         default="group",
-        metadata={"help": "Where an anchor's positives and others come from.", "choices": LEVELS},
+        metadata={
+            "help": 'Where positives and all others of an anchor come from: "group" (both from its group), "cross" '
+            '(positives from its group, others from the whole generation batch) or "batch" (both from the batch).',
+            "choices": LEVELS,
+        },
     )
     contrastive_anchors: str = field(
         default="correct",
-        metadata={"help": "Rollouts that have a loss.", "choices": ANCHORS},
-    )
-    contrastive_reward_type: str = field(
-        default="loss",
-        metadata={"help": "What the contrastive reward is read off.", "choices": REWARD_TYPES},
+        metadata={"help": 'Rollouts that have a loss: "correct", "incorrect" or "all".', "choices": ANCHORS},
     )
     contrastive_reward_weight: float = field(
         default=0.2,
-        metadata={"help": "Weight lambda >= 0 of the loss in the contrastive reward. 0 is GRPO."},
+        metadata={
+            "help": "Weight lambda >= 0 of the loss, or of the readout in its place, in the contrastive reward. 0.0 (with "
+            "offset 0.0) is GRPO, bit for bit; the head is still trained and its metrics logged. The paper uses 0.2. With "
+            '`multi_objective_aggregation="normalize_then_sum"` only its effect on the floor remains.'
+        },
     )
     contrastive_reward_offset: float = field(
         default=0.0,
-        metadata={"help": "Constant b of the contrastive reward, before the floor."},
+        metadata={
+            "help": "Constant b of the contrastive reward, before the floor. Rollouts that are left out get none. The paper "
+            "uses 0."
+        },
     )
     contrastive_reward_floor: float = field(
         default=-0.5,
-        metadata={"help": "Lowest contrastive reward, at most 0."},
+        metadata={
+            "help": "Lowest contrastive reward, at most 0. The reference uses -0.5. The reward of a readout stays within as "
+            "much of the offset, above and below. With offset 0, a correct rollout stays above a wrong one if its verifiable "
+            "reward is higher by more than the floor is deep."
+        },
     )
-    contrastive_head_type: str = field(
-        default="linear",
-        metadata={"help": "Head: linear (H -> D) or mlp (H -> H, ReLU, H -> D), no bias.", "choices": HEAD_TYPES},
+
+
+@dataclass
+class HeadFields:
+    """The head: what it reads, what it is, and its optimizer."""
+
+    contrastive_pooling: str = field(
+        default="mean",
+        metadata={
+            "help": '"mean" of the hidden states of the completion\'s tokens but the last (the paper\'s way), or the "last" of '
+            "them (beyond the paper).",
+            "choices": POOLINGS,
+        },
     )
-    contrastive_embedding_dim: int = field(
-        default=512,
-        metadata={"help": "Size D of the embeddings."},
-    )
-    contrastive_learning_rate: float = field(
-        default=1e-3,
-        metadata={"help": "Constant learning rate of the head's own AdamW."},
-    )
-    contrastive_weight_decay: float = field(
-        default=0.01,
-        metadata={"help": "Weight decay of the head's AdamW."},
+    contrastive_layer: int = field(
+        default=-1,
+        metadata={
+            "help": "-1 reads the states after the final norm, which the LM head reads (the paper's way). k reads the output of "
+            "decoder layer k, counted from 0; -2 and below count from the end as Python does (both beyond the paper)."
+        },
     )
     contrastive_debias: str | None = field(
         default=None,
         metadata={
-            "help": "Taken off the pooled states before the head: None, layer_norm, mean_subtract or group_center."
+            "help": 'What is taken off the pooled states before the head: None, "layer_norm" (LayerNorm without affine over H), '
+            '"mean_subtract" (the mean over the generation batch, all processes; the last one is saved with the head) or '
+            '"group_center" (the mean over the group, which takes out what all answers to one prompt share; beyond the paper).'
         },
+    )
+    contrastive_head_type: str = field(
+        default="linear",
+        metadata={
+            "help": '"linear" (H -> D) or "mlp" (H -> H, ReLU, H -> D), both without bias.',
+            "choices": HEAD_TYPES,
+        },
+    )
+    contrastive_embedding_dim: int = field(
+        default=512,
+        metadata={"help": "Size D of the embeddings. The paper uses 512 (GSM8K) and 2048 (MATH)."},
+    )
+    contrastive_learning_rate: float = field(
+        default=1e-3,
+        metadata={
+            "help": "Constant learning rate of the head's own AdamW, apart from the policy's optimizer and schedule. The "
+            "reference uses 0.001."
+        },
+    )
+    contrastive_weight_decay: float = field(
+        default=0.01,
+        metadata={"help": "Weight decay of the head's AdamW. The reference uses 0.01."},
     )
     contrastive_head_path: str | None = field(
         default=None,
-        metadata={"help": "Saved head to start from: a folder or a Hub id."},
+        metadata={
+            "help": "Saved head to start from: its folder, a model folder that has it in `contrastive_head/`, or the Hub id of "
+            "either. The saved head's own type, size, debias, pooling and layer are used. Setting one of the first three to "
+            "something else is warned of; setting pooling or layer to something else is an error."
+        },
     )
     freeze_contrastive_head: bool = field(
         default=False,
-        metadata={"help": "Never update the head."},
+        metadata={
+            "help": "Never update the head. Without `contrastive_head_path` it stays the random projection that it starts as."
+        },
     )
+
+
+@dataclass
+class WarmupFields:
+    """Warm-up: batches in which the head learns first."""
+
     contrastive_warmup_steps: int = field(
         default=0,
-        metadata={"help": "Number of generation batches during which only the head learns from the contrastive loss."},
+        metadata={
+            "help": "Number W of generation batches (each is one step of the head) during which only the head learns from the "
+            "contrastive loss. The paper uses 14 (GSM8K) and 58 (MATH): one epoch. A frozen policy waits for whole optimizer "
+            "steps, and the learning rate's schedule waits with it."
+        },
     )
     contrastive_warmup_policy: str = field(
         default="frozen",
-        metadata={"help": "What the policy does during warm-up.", "choices": WARMUP_POLICIES},
+        metadata={
+            "help": 'The policy during warm-up: "frozen" (no forward, no backward, weights untouched; the paper\'s way) or '
+            '"verifiable_reward" (it trains on the verifiable reward alone; beyond the paper).',
+            "choices": WARMUP_POLICIES,
+        },
     )
+
+
+@dataclass
+class SuccessFields:
+    """Success: which rollouts are correct."""
+
     contrastive_success_rewards: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Reward functions whose weighted sum decides success. Default: accuracy rewards if known, else all."
+            "help": "Names of the reward functions whose weighted sum decides whether a rollout is correct. Default: those known "
+            "to tell whether the answer is right (`verifiable_reward`, `math_accuracy_reward`, `multiple_choice_reward`, TRL's "
+            "`accuracy_reward` and `reasoning_accuracy_reward`); where there is none, all but `contrastive_step_reward`. A "
+            "reward for the format among those makes wrong answers count as correct."
         },
     )
     contrastive_success_threshold: float = field(
         default=0.0,
-        metadata={"help": "A rollout is correct if that sum is greater than this."},
+        metadata={"help": "A rollout is correct if that sum is greater than this. The reference uses 0."},
+    )
+
+
+@dataclass
+class BeyondThePaperFields:
+    """Beyond the paper, and off by default. Single values that are beyond it are named so at the fields above."""
+
+    contrastive_reward_type: str = field(
+        default="loss",
+        metadata={
+            "help": "What a correct rollout's contrastive reward is read off: \"loss\" (minus its loss; the paper's way), "
+            '"agreement" (its embedding\'s mean cosine to the other correct rollouts) or "similarity_gap" (the same, less the '
+            "mean cosine to the wrong ones). The last two are centred in the group, need "
+            '`contrastive_similarity="cosine"`, and are beyond the paper: see `similarity_readout`. The head learns from the '
+            "loss in any case.",
+            "choices": REWARD_TYPES,
+        },
     )
     contrastive_step_reward: str | None = field(
         default=None,
-        metadata={"help": "Reward function that checks the steps; adds metrics of sound against lucky rollouts."},
+        metadata={
+            "help": "Name of a reward function that checks the steps: a correct rollout is sound if it is greater than 0, else "
+            "lucky. It may weigh 0, and return None where it cannot tell. It adds metrics that say how well hidden states, "
+            "embeddings and the contrastive reward tell sound rollouts from lucky ones, and by default it has no say in which "
+            "rollouts are correct. Beyond the paper."
+        },
     )
     contrastive_calibration: bool = field(
         default=False,
-        metadata={"help": "Pay the contrastive reward as far as contrastive_step_reward bears it out."},
+        metadata={
+            "help": "Pay the contrastive reward as far as `contrastive_step_reward` bears it out: times 2 AUROC - 1, of the "
+            "rollouts that it checked of late (see `Calibration`). It need not check all of them. Where nothing else tells the "
+            'rollouts of a group apart, `scale_rewards="group"` undoes the size of that factor and leaves its sign. '
+            "Beyond the paper."
+        },
     )
-    contrastive_pooling: str = field(
-        default="mean",
-        metadata={"help": "Pooling of the completion's hidden states.", "choices": POOLINGS},
-    )
-    contrastive_layer: int = field(
-        default=-1,
-        metadata={"help": "-1: after the final norm; k: output of decoder layer k."},
-    )
+
+
+@dataclass
+class CLIPOConfigMixin(  # a dataclass lists the fields of its last base first
+    BeyondThePaperFields, SuccessFields, WarmupFields, HeadFields, MethodFields
+):
+    r"""
+    The fields that CLIPO adds to the configuration of a GRPO-shaped trainer. [`CLIPOConfig`] is this mixin over
+    `GRPOConfig`; put it before another trainer's configuration to use [`CLIPOMixin`] there.
+    """
 
     def __post_init__(self):
         if self.load_best_model_at_end and self.metric_for_best_model is None:
@@ -225,65 +256,11 @@ class CLIPOConfigMixin:
 
     def check_contrastive_fields(self) -> None:
         """Raise a `ValueError` for the first contrastive field that cannot work, naming the field and its value."""
-        check_choice("contrastive_loss_type", self.contrastive_loss_type, LOSS_TYPES)
-        check_choice("contrastive_similarity", self.contrastive_similarity, SIMILARITIES)
-        check_choice("contrastive_level", self.contrastive_level, LEVELS)
-        check_choice("contrastive_anchors", self.contrastive_anchors, ANCHORS)
-        check_choice("contrastive_reward_type", self.contrastive_reward_type, REWARD_TYPES)
-        check_choice("contrastive_head_type", self.contrastive_head_type, HEAD_TYPES)
-        check_choice("contrastive_debias", self.contrastive_debias, DEBIAS)
-        check_choice("contrastive_warmup_policy", self.contrastive_warmup_policy, WARMUP_POLICIES)
-        check_choice("contrastive_pooling", self.contrastive_pooling, POOLINGS)
-
-        for name in ("contrastive_temperature", "contrastive_embedding_dim", "contrastive_learning_rate"):
-            self._check_number(name, getattr(self, name) > 0, "greater than 0")
-        for name in ("contrastive_reward_weight", "contrastive_weight_decay", "contrastive_warmup_steps"):
-            self._check_number(name, getattr(self, name) >= 0, "0 or greater")
-        for name in ("contrastive_reward_offset", "contrastive_success_threshold"):
-            self._check_number(name, True, "a finite number")
-        self._check_number("contrastive_reward_floor", self.contrastive_reward_floor <= 0, "at most 0")
-        if self.contrastive_reward_offset < self.contrastive_reward_floor:
-            raise ValueError(
-                f"`contrastive_reward_offset` ({self.contrastive_reward_offset}) is below `contrastive_reward_floor` "
-                f"({self.contrastive_reward_floor}), so every contrastive reward would be the floor. Lower the floor."
-            )
-        if self.contrastive_reward_type != "loss" and self.contrastive_similarity != "cosine":
-            raise ValueError(
-                f"`contrastive_reward_type={self.contrastive_reward_type!r}` is a mean of cosines, but "
-                f"`contrastive_similarity` is {self.contrastive_similarity!r}. Set it to 'cosine', or the reward type to "
-                "'loss'."
-            )
-        if self.contrastive_calibration and self.contrastive_step_reward is None:
-            raise ValueError(
-                "`contrastive_calibration` is True, but `contrastive_step_reward` is None. Name the reward function that checks "
-                "the steps; it may return None for most rollouts."
-            )
-        in_group = self.contrastive_level == "group" or (
-            self.contrastive_level == "cross" and self.contrastive_reward_type == "agreement"
-        )
-        if in_group and self.num_generations < 3:
-            raise ValueError(
-                f"`contrastive_level={self.contrastive_level!r}` needs `num_generations` of 3 or more, for an anchor, a positive and a "
-                f"negative in one group, but it is {self.num_generations}. Raise `num_generations`, or choose "
-                "a `contrastive_level` that looks beyond it."
-            )
-        if self.freeze_contrastive_head and self.contrastive_warmup_steps > 0:
-            raise ValueError(
-                f"`contrastive_warmup_steps` is {self.contrastive_warmup_steps} while `freeze_contrastive_head` is "
-                "True: a frozen head has nothing to learn in a warm-up. Set one of the two."
-            )
-        if self.freeze_contrastive_head and self.contrastive_head_path is None:
-            logger.warning(
-                "`freeze_contrastive_head` is True, but `contrastive_head_path` is None: the head is a random projection, which "
-                "nothing trains. To freeze a head that was trained, set `contrastive_head_path` to a saved one, a folder "
-                "or a Hub id."
-            )
-        if self.fp16 and self.contrastive_warmup_steps > 0 and self.contrastive_warmup_policy == "frozen":
-            # The gradient scaler of fp16 cannot step without gradients.
-            raise ValueError(
-                "`contrastive_warmup_policy='frozen'` does not work with `fp16=True`. Use `bf16=True`, or "
-                "`contrastive_warmup_policy='verifiable_reward'`."
-            )
+        self._check_choices()
+        self._check_numbers()
+        self._check_reward()
+        self._check_group_size()
+        self._check_head_and_warmup()
 
     @classmethod
     def from_grpo_config(cls, args: GRPOConfig):
@@ -302,6 +279,74 @@ class CLIPOConfigMixin:
         config.check_contrastive_fields()
         return config
 
+    def _check_choices(self) -> None:
+        check_choice("contrastive_loss_type", self.contrastive_loss_type, LOSS_TYPES)
+        check_choice("contrastive_similarity", self.contrastive_similarity, SIMILARITIES)
+        check_choice("contrastive_level", self.contrastive_level, LEVELS)
+        check_choice("contrastive_anchors", self.contrastive_anchors, ANCHORS)
+        check_choice("contrastive_reward_type", self.contrastive_reward_type, REWARD_TYPES)
+        check_choice("contrastive_head_type", self.contrastive_head_type, HEAD_TYPES)
+        check_choice("contrastive_debias", self.contrastive_debias, DEBIAS)
+        check_choice("contrastive_warmup_policy", self.contrastive_warmup_policy, WARMUP_POLICIES)
+        check_choice("contrastive_pooling", self.contrastive_pooling, POOLINGS)
+
+    def _check_numbers(self) -> None:
+        for name in ("contrastive_temperature", "contrastive_embedding_dim", "contrastive_learning_rate"):
+            self._check_number(name, getattr(self, name) > 0, "greater than 0")
+        for name in ("contrastive_reward_weight", "contrastive_weight_decay", "contrastive_warmup_steps"):
+            self._check_number(name, getattr(self, name) >= 0, "0 or greater")
+        for name in ("contrastive_reward_offset", "contrastive_success_threshold"):
+            self._check_number(name, True, "a finite number")
+        self._check_number("contrastive_reward_floor", self.contrastive_reward_floor <= 0, "at most 0")
+
+    def _check_reward(self) -> None:
+        if self.contrastive_reward_offset < self.contrastive_reward_floor:
+            raise ValueError(
+                f"`contrastive_reward_offset` ({self.contrastive_reward_offset}) is below `contrastive_reward_floor` "
+                f"({self.contrastive_reward_floor}), so every contrastive reward would be the floor. Lower the floor."
+            )
+        if self.contrastive_reward_type != "loss" and self.contrastive_similarity != "cosine":
+            raise ValueError(
+                f"`contrastive_reward_type={self.contrastive_reward_type!r}` is a mean of cosines, but "
+                f"`contrastive_similarity` is {self.contrastive_similarity!r}. Set it to 'cosine', or the reward type to "
+                "'loss'."
+            )
+        if self.contrastive_calibration and self.contrastive_step_reward is None:
+            raise ValueError(
+                "`contrastive_calibration` is True, but `contrastive_step_reward` is None. Name the reward function that checks "
+                "the steps; it may return None for most rollouts."
+            )
+
+    def _check_group_size(self) -> None:
+        in_group = self.contrastive_level == "group" or (
+            self.contrastive_level == "cross" and self.contrastive_reward_type == "agreement"
+        )
+        if in_group and self.num_generations < 3:
+            raise ValueError(
+                f"`contrastive_level={self.contrastive_level!r}` needs `num_generations` of 3 or more, for an anchor, a positive and a "
+                f"negative in one group, but it is {self.num_generations}. Raise `num_generations`, or choose "
+                "a `contrastive_level` that looks beyond it."
+            )
+
+    def _check_head_and_warmup(self) -> None:
+        if self.freeze_contrastive_head and self.contrastive_warmup_steps > 0:
+            raise ValueError(
+                f"`contrastive_warmup_steps` is {self.contrastive_warmup_steps} while `freeze_contrastive_head` is "
+                "True: a frozen head has nothing to learn in a warm-up. Set one of the two."
+            )
+        if self.freeze_contrastive_head and self.contrastive_head_path is None:
+            logger.warning(
+                "`freeze_contrastive_head` is True, but `contrastive_head_path` is None: the head is a random projection, which "
+                "nothing trains. To freeze a head that was trained, set `contrastive_head_path` to a saved one, a folder "
+                "or a Hub id."
+            )
+        if self.fp16 and self.contrastive_warmup_steps > 0 and self.contrastive_warmup_policy == "frozen":
+            # The gradient scaler of fp16 cannot step without gradients.
+            raise ValueError(
+                "`contrastive_warmup_policy='frozen'` does not work with `fp16=True`. Use `bf16=True`, or "
+                "`contrastive_warmup_policy='verifiable_reward'`."
+            )
+
     def _check_number(self, name: str, in_range: bool, expected: str) -> None:
         value = getattr(self, name)
         if not (in_range and math.isfinite(value)):
@@ -311,8 +356,33 @@ class CLIPOConfigMixin:
 @dataclass
 class CLIPOConfig(CLIPOConfigMixin, GRPOConfig):
     r"""
-    Configuration class for the [`CLIPOTrainer`]: every field of `GRPOConfig`, and those of [`CLIPOConfigMixin`], which
-    documents them. With `contrastive_reward_weight=0.0` the policy is trained by GRPO, bit for bit.
+    Configuration class for the [`CLIPOTrainer`]: every field of `GRPOConfig`, and those of [`CLIPOConfigMixin`], listed
+    below. With `contrastive_reward_weight=0.0` the policy is trained by GRPO, bit for bit.
 
     One default is another: with `load_best_model_at_end`, the best model is the one of the highest evaluation `reward`.
     """
+
+
+FIELD_GROUPS = tuple(reversed(CLIPOConfigMixin.__bases__))
+
+
+def with_parameters(docstring: str) -> str:
+    """Return `docstring` with a section "Parameters": the fields of each group, with type, default and description."""
+    entries = []
+    for group in FIELD_GROUPS:
+        entries += [f"    > {group.__doc__}\n", *map(_describe, fields(group))]
+    return "\n".join([inspect.cleandoc(docstring), "", "Parameters:", *entries])
+
+
+def _describe(parameter: Field) -> str:
+    kind = parameter.type.__name__ if type(parameter.type) is type else str(parameter.type).removesuffix(" | None")
+    line = f"    {parameter.name} (`{kind}`, *optional*"
+    if parameter.default is not None:
+        default = f'"{parameter.default}"' if isinstance(parameter.default, str) else parameter.default
+        line += f", defaults to `{default}`"
+    text = textwrap.wrap(parameter.metadata["help"], width=111, break_long_words=False, break_on_hyphens=False)
+    return "\n".join([f"{line}):", *(f"        {words}" for words in text), ""])
+
+
+CLIPOConfigMixin.__doc__ = with_parameters(CLIPOConfigMixin.__doc__)
+CLIPOConfig.__doc__ = with_parameters(CLIPOConfig.__doc__)

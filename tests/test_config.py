@@ -1,12 +1,15 @@
 """`CLIPOConfig`: defaults of the paper, and wrong values refused where they are given."""
 
+import pickle
 from dataclasses import fields
 
 import pytest
 from tiny_models import tiny_config
-from trl import GRPOConfig, TrlParser
+from trl import GRPOConfig, ModelConfig, TrlParser
 
 from clipo_trl import CLIPOConfig, CLIPOConfigMixin
+from clipo_trl.cli.train import ScriptArguments
+from clipo_trl.config import FIELD_GROUPS, BeyondThePaperFields
 
 
 def test_defaults(tmp_path):
@@ -46,9 +49,64 @@ def test_defaults(tmp_path):
             assert getattr(config, field.name) == getattr(unchanged, field.name), field.name
 
 
-def test_every_field_is_documented():
+def without_space(text: str) -> str:
+    """`text` however it is wrapped."""
+    return "".join(text.split())
+
+
+@pytest.mark.parametrize("config", [CLIPOConfigMixin, CLIPOConfig])
+def test_every_field_is_described_in_the_docstring(config):
+    described = without_space(config.__doc__)
     for field in fields(CLIPOConfigMixin):
-        assert f"{field.name} (`" in CLIPOConfigMixin.__doc__ and field.metadata["help"]
+        text = field.metadata["help"]
+        assert text.endswith(".") and f"):{without_space(text)}" in described, field.name
+        assert config.__doc__.count(f"\n    {field.name} (`") == 1
+
+
+def test_the_docstring_is_written_as_transformers_writes_them():
+    assert CLIPOConfigMixin.__doc__.startswith("The fields that CLIPO adds")
+    assert CLIPOConfig.__doc__.startswith("Configuration class for the [`CLIPOTrainer`]")
+    assert all(len(line) < 120 for line in CLIPOConfig.__doc__.splitlines())
+    for entry in (
+        "    > Warm-up: batches in which the head learns first.\n\n    contrastive_warmup_steps (",
+        "    contrastive_temperature (`float`, *optional*, defaults to `0.05`):\n        Temperature tau > 0 that similarities",
+        '    contrastive_loss_type (`str`, *optional*, defaults to `"infonce"`):\n        Loss',
+        "    freeze_contrastive_head (`bool`, *optional*, defaults to `False`):\n        Never",
+        "    contrastive_layer (`int`, *optional*, defaults to `-1`):\n        -1 reads",
+        "    contrastive_debias (`str`, *optional*):\n        What",
+        "    contrastive_success_rewards (`list[str]`, *optional*):\n        Names",
+    ):
+        assert f"\n{entry}" in CLIPOConfig.__doc__, entry
+
+
+def test_every_field_is_described_on_the_command_line():
+    """Whole, with its default: argparse formats help with `%`."""
+    shown = without_space(TrlParser((ScriptArguments, CLIPOConfig, ModelConfig)).format_help())
+    for field in fields(CLIPOConfigMixin):
+        assert without_space(f"{field.metadata['help']} (default: {field.default})") in shown, field.name
+
+
+def test_every_field_is_in_one_group():
+    names = [field.name for group in FIELD_GROUPS for field in fields(group)]
+    assert len(set(names)) == len(names)
+    assert names == [field.name for field in fields(CLIPOConfigMixin)]
+    assert names == [field.name for field in fields(CLIPOConfig)][-len(names) :]
+    headings = [line.removeprefix("    > ") for line in CLIPOConfigMixin.__doc__.splitlines() if line[4:5] == ">"]
+    assert headings == [group.__doc__ for group in FIELD_GROUPS]
+
+
+def test_what_is_beyond_the_paper_stands_apart():
+    beyond = {field.name: field.metadata["help"] for field in fields(BeyondThePaperFields)}
+    assert list(beyond) == ["contrastive_reward_type", "contrastive_step_reward", "contrastive_calibration"]
+    assert all("beyond the paper" in text.lower() for text in beyond.values())
+
+
+def test_a_configuration_travels_between_processes(tmp_path):
+    config = tiny_config(tmp_path, contrastive_temperature=0.1, contrastive_success_rewards=["verifiable_reward"])
+    copied = pickle.loads(pickle.dumps(config))
+    assert type(copied) is CLIPOConfig
+    for field in fields(CLIPOConfigMixin):
+        assert getattr(copied, field.name) == getattr(config, field.name)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +140,28 @@ def test_every_field_is_documented():
 def test_wrong_values_are_named(tmp_path, field, value):
     with pytest.raises(ValueError, match=f"`{field}`"):
         tiny_config(tmp_path, **{field: value})
+
+
+def test_of_several_wrong_values_the_first_check_speaks(tmp_path):
+    """Choices, numbers, the reward, the size of the group, head and warm-up."""
+    mistakes = [
+        ("contrastive_loss_type", "triplet", "`contrastive_loss_type` is 'triplet'"),
+        ("contrastive_pooling", "max", "`contrastive_pooling` is 'max'"),
+        ("contrastive_temperature", 0.0, "`contrastive_temperature` is 0.0"),
+        ("contrastive_reward_floor", 0.5, "`contrastive_reward_floor` is 0.5"),
+        ("contrastive_reward_offset", -1.0, "`contrastive_reward_offset` .-1.0. is below"),
+        ("contrastive_similarity", "l2", "`contrastive_similarity` is 'l2'"),
+        ("contrastive_calibration", True, "`contrastive_step_reward` is None"),
+        ("num_generations", 2, "`num_generations` of 3 or more"),
+        ("freeze_contrastive_head", True, "while `freeze_contrastive_head` is True"),
+    ]
+    fields_given = {name: value for name, value, _ in mistakes}
+    fields_given |= {"contrastive_reward_type": "agreement", "contrastive_warmup_steps": 2}
+    for name, _, message in mistakes:
+        with pytest.raises(ValueError, match=message):
+            tiny_config(tmp_path, **fields_given)
+        del fields_given[name]
+    tiny_config(tmp_path, **fields_given)
 
 
 def test_group_level_needs_three_generations(tmp_path):
