@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: install quickstart test lint format clean
+.PHONY: install quickstart test test-all lint format clean
 
 install: $(VENV)/installed
 
@@ -15,7 +15,10 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 quickstart: install  ## train a small model with CLIPO on a CPU, and look at it
 	$(BIN)/python quickstart.py
 
-test: install  ## everything that needs no GPU and no network
+test: install  ## everything that needs no GPU, no network and no patience
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+test-all: install  ## the slow tests too
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: install

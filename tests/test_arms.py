@@ -57,7 +57,9 @@ def test_what_a_run_tells(policy, tmp_path):
         assert kept[f"group_{when}"].tolist() == sorted(list(range(8)) * 8)
 
 
-@pytest.mark.parametrize("arm", arms.ARMS)
+@pytest.mark.parametrize(
+    "arm", [pytest.param(arm, marks=() if arm in arms.CORE else pytest.mark.slow) for arm in arms.ARMS]
+)
 def test_every_arm_runs(policy, tmp_path, arm, caplog):
     result = run(policy, arm, tmp_path, steps=1)
     assert not [record for record in caplog.records if record.levelname == "WARNING" and "correct" in record.message]

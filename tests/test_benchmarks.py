@@ -118,6 +118,7 @@ def tiny():
     return overhead.SHAPES["tiny"]
 
 
+@pytest.mark.slow
 def test_overhead_runs(monkeypatch, tmp_path):
     record = run_main(monkeypatch, tmp_path, overhead, "--shape", "tiny", "--rounds", 2, "--seeds", 2)
     assert [row["way"] for row in record["rows"]] == ["fused", "decode", "forward", "naive"]
@@ -194,6 +195,7 @@ def test_naive_states_are_ours(tmp_path, tiny):
 # ---------------------------------------------------------------------- scaling
 
 
+@pytest.mark.slow
 def test_scaling_runs(monkeypatch, tmp_path):
     flags = "--rollouts 32 64 --tokens 8 16 --hidden_size 64 --group_size 4 8 --processes 1 2 --rounds 1".split()
     rows = run_main(monkeypatch, tmp_path, scaling, *flags)["rows"]

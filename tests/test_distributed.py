@@ -98,7 +98,9 @@ def moved(report):
     return (report["seen"][0]["head"] - report["head"]).abs().max().item()
 
 
-@pytest.mark.parametrize("backend", CASES)
+@pytest.mark.parametrize(
+    "backend", [pytest.param(name, marks=pytest.mark.slow if name == "zero2" else ()) for name in CASES]
+)
 def test_two_processes_and_the_wrapper_that_was_asked_for(backend, launched):
     for report in launched(backend)("decode"):
         assert report["world_size"] == 2
@@ -207,6 +209,7 @@ def test_accuracy_does_not_count_what_fills_up_the_last_batch(launched):
         assert report["metrics"]["eval_rewards/first_prompt/mean"] == pytest.approx(1 / 3)
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_ends_the_run_after_the_deadline(tmp_path):
     start = time.monotonic()
     done = launch("ddp_5s", tmp_path, "hang")

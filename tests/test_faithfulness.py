@@ -340,6 +340,7 @@ def test_pictures_do_not_need_the_report():
     assert "experiments.faithfulness.report" not in modules.split()
 
 
+@pytest.mark.slow
 def test_from_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(arms, "POLICIES", {"tiny": (Phase("clean", 2, 1e-3), Phase("noisy", 1, 1e-3, lazy=0.5))})

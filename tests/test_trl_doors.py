@@ -566,6 +566,7 @@ def test_activation_checkpointing(tmp_path, way, reentrant, layer):
     torch.testing.assert_close(weights(True), weights(False))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # looked at by dynamo, in TRL's loss
 @pytest.mark.parametrize("layer", [-1, 0])
 @pytest.mark.parametrize("way", WAYS)

@@ -109,6 +109,7 @@ def test_help_and_doctor(clipo, environment):
     assert f"{__version__}, in {environment}" in report and "Nothing has to be mended." in report
 
 
+@pytest.mark.slow
 def test_training_and_evaluation(clipo, model_path, tmp_path):
     """A reward of the user's, found in the working directory; then the trained model, with a reward of the package."""
     (tmp_path / "my_rewards.py").write_text(REWARD)
