@@ -184,6 +184,8 @@ def describe_policy(args: CLIPOConfig, earlier: str | None = None) -> dict[str, 
     return rows
 
 
-def describe_interval(strategy: str, steps: float) -> str:
+def describe_interval(strategy: str, steps: float | None) -> str:
     strategy = getattr(strategy, "value", strategy)
-    return {"steps": f"every {steps:g} steps", "epoch": "every epoch", "no": "only at the end"}.get(strategy, strategy)
+    if strategy == "steps":
+        return f"every {steps:g} steps"
+    return {"epoch": "every epoch", "no": "only at the end"}.get(strategy, strategy)
