@@ -11,6 +11,7 @@ line, which has the last word.
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from rich.console import Console
@@ -23,6 +24,7 @@ from reward_funcs.errors import UsageError
 from ..callbacks import SuspiciousRolloutsCallback
 from ..config import CLIPOConfig
 from ..health import HealthCallback
+from ..parent_shapes import CLIPOArguments
 from ..trainer import CLIPOTrainer
 from .command_line import argument_errors, check_training
 from .data import drop_long_prompts, load_named_prompts, load_prompts
@@ -110,16 +112,18 @@ def main(argv: list[str] | None = None) -> CLIPOTrainer:
             f"`suspicious_rollouts` is {script_args.suspicious_rollouts}, but `log_completions` is off, so there is no table to list "
             "them in. Add `log_completions: true`, or set `suspicious_rollouts` to 0."
         )
+    assert script_args.dataset_name is not None and model_args.model_name_or_path is not None  # both were checked
     model_args.model_name_or_path = os.path.expanduser(model_args.model_name_or_path)
-    resume = training_args.resume_from_checkpoint  # True from YAML is a bool, from the command line a word
+    resume: Any = training_args.resume_from_checkpoint  # True from YAML is a bool, from the command line a word
     training_args.resume_from_checkpoint = {"true": True, "false": None}.get(str(resume).lower(), resume)
     earlier = earlier_checkpoint(training_args)
-    model_init_kwargs = {
+    model_init_kwargs: dict[str, Any] = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
     }
-    training_args.model_init_kwargs = model_init_kwargs | (training_args.model_init_kwargs or {})
+    given: Any = training_args.model_init_kwargs or {}  # `__post_init__` has read them, if they were JSON
+    training_args.model_init_kwargs = model_init_kwargs | given
 
     ##########################################
     # Data: columns `prompt` and `solution`  #
@@ -180,7 +184,7 @@ def main(argv: list[str] | None = None) -> CLIPOTrainer:
     # Save: the model, the head beside it, the model card #
     #######################################################
     trainer.save_model(training_args.output_dir)
-    card = {
+    card: dict[str, Any] = {
         "model_name": Path(training_args.hub_model_id or training_args.output_dir).name,
         "dataset_name": None if Path(script_args.dataset_name).exists() else script_args.dataset_name,
     }
@@ -190,18 +194,25 @@ def main(argv: list[str] | None = None) -> CLIPOTrainer:
     return trainer
 
 
-def parse_arguments(argv: list[str] | None = None) -> tuple[ScriptArguments, CLIPOConfig, ModelConfig]:
+def parse_arguments(argv: list[str] | None = None) -> tuple[ScriptArguments, CLIPOArguments, ModelConfig]:
     """Read the file given with `--config` and the command line over it; a [`UsageError`] for what they must not hold."""
     with argument_errors():
-        return TrlParser((ScriptArguments, CLIPOConfig, ModelConfig)).parse_args_and_config(argv)
+        classes: Any = (
+            ScriptArguments,
+            CLIPOConfig,
+            ModelConfig,
+        )  # transformers' name for such a type means nothing to a checker
+        parsed: Any = TrlParser(classes).parse_args_and_config(argv)
+        return parsed
 
 
 def load_eval_datasets(script_args: ScriptArguments) -> Dataset | dict[str, Dataset]:
     """Load the test sets that `eval_datasets` names, or else the test split of `dataset_name`."""
     name, split = script_args.dataset_name, script_args.dataset_test_split
-    options = {"instruction": script_args.instruction, "max_samples": script_args.max_eval_samples}
+    options: dict[str, Any] = {"instruction": script_args.instruction, "max_samples": script_args.max_eval_samples}
     if script_args.eval_datasets is not None:
         return load_named_prompts(script_args.eval_datasets, split, **options)
+    assert name is not None  # the command line was checked
     if Path(name).is_file():
         raise UsageError(
             f"`dataset_name` ('{name}') is one file, without a test split. Name test sets with `eval_datasets`, or set "
