@@ -1,5 +1,7 @@
 """Callbacks for looking at what CLIPO sees."""
 
+from typing import Any
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -54,7 +56,7 @@ class SuspiciousRolloutsCallback(TrainerCallback):
         self._n_listed = 0  # generation batches scored when the last list was printed
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        rollouts = self.trainer._logs
+        rollouts: dict[str, Any] = self.trainer._logs
         agreement = list(rollouts["extra"][AGREEMENT])
         below = [row for row, value in enumerate(agreement) if value is not None and value < -_ROUNDING]
         farthest = sorted(below, key=agreement.__getitem__)[: self.num_rollouts]

@@ -6,7 +6,6 @@ from contextlib import contextmanager, nullcontext
 import torch
 from accelerate import Accelerator
 from torch import nn
-from trl import GRPOConfig
 from trl.models.utils import _ForwardRedirection
 
 from .hidden_states import (
@@ -18,9 +17,10 @@ from .hidden_states import (
     right_padded,
     shown_to_themselves,
 )
+from .parent_shapes import GRPOArguments
 
 
-def trl_scores_rollouts(args: GRPOConfig) -> bool:
+def trl_scores_rollouts(args: GRPOArguments) -> bool:
     """Whether TRL computes the log-probabilities of the rollouts in a pass of its own, before it trains on them."""
     several_steps = args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations) != 0
     return several_steps or (args.use_vllm and args.vllm_importance_sampling_correction)
@@ -66,7 +66,9 @@ class StateSource:
         self._forget()
 
     def _forget(self) -> None:
-        self.tokens, self._pooled_BH, self.n_extra_passes = None, None, 0
+        self.tokens: RolloutTokens | None = None
+        self._pooled_BH: torch.Tensor | None = None
+        self.n_extra_passes = 0
 
     @contextmanager
     def rollouts(self) -> Iterator[None]:
@@ -146,6 +148,7 @@ class StateSource:
     def _by_passes(self, model_wrapped: nn.Module, rows_per_pass: int, pad_token_id: int) -> torch.Tensor:
         """Over the decoder alone, in micro-batches of sequences of similar length."""
         tokens, device = self.tokens, self._accelerator.device
+        assert tokens is not None  # inside `rollouts`
         by_length = sorted(range(len(tokens)), key=tokens.length, reverse=True)
         pooled_BH = torch.empty(len(tokens), self.reader.hidden_size, device=device)
         with self._passing_through_the_decoder(model_wrapped) as decoder:

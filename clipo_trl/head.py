@@ -7,6 +7,7 @@ import math
 import os
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -97,19 +98,21 @@ class ContrastiveHead(
         self.debias = debias
         self.pooling = pooling
         self.layer = layer
+        self.mean_H: torch.Tensor | None
         self.register_buffer("mean_H", None)
 
         sizes = [(hidden_size, embedding_dim)]
         if head_type == "mlp":
             sizes.insert(0, (hidden_size, hidden_size))
         # Made empty and filled below: `nn.Linear`'s own initialisation would draw from the global generator.
-        self.layers = nn.ModuleList(
+        projections = [
             nn.utils.skip_init(nn.Linear, n_in, n_out, bias=False, dtype=torch.float32) for n_in, n_out in sizes
-        )
+        ]
         generator = torch.Generator().manual_seed(seed)
-        for projection in self.layers:
+        for projection in projections:
             bound = 1 / math.sqrt(projection.in_features)  # `nn.Linear`'s default
             nn.init.uniform_(projection.weight, -bound, bound, generator=generator)
+        self.layers: Any = nn.ModuleList(projections)
 
     def forward(self, pooled_BH: torch.Tensor, mean_H: torch.Tensor | None = None) -> torch.Tensor:
         """
@@ -311,7 +314,7 @@ def load_head(
 
 
 def check_hidden_size(
-    head: ContrastiveHead, hidden_size: int, path: str, argument: str = "contrastive_head_path"
+    head: ContrastiveHead, hidden_size: int, path: str | None, argument: str = "contrastive_head_path"
 ) -> None:
     """Raise a `ValueError` if the head, loaded from `path`, was not made for a policy of this hidden size."""
     if head.hidden_size != hidden_size:

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from .config import CLIPOConfigMixin
+from .parent_shapes import CLIPOArguments
 from .warmup import steps_of_batches
 
 
@@ -49,16 +50,16 @@ class Rule:
 
     name: str
     needs: tuple[str, ...]
-    holds: Callable[[Logs, CLIPOConfigMixin], bool | None]
+    holds: Callable[[Logs, CLIPOArguments], bool | None]
     message: str
-    silent: tuple[Callable[[CLIPOConfigMixin, int], bool], ...] = ()
+    silent: tuple[Callable[[CLIPOArguments, int], bool], ...] = ()
     yields_to: tuple[str, ...] = ()
 
     @property
     def page(self) -> str:
         return f"{PAGE}#{self.name.replace('_', '-')}"
 
-    def verdict(self, logs: Logs, args: CLIPOConfigMixin, step: int) -> bool | None:
+    def verdict(self, logs: Logs, args: CLIPOArguments, step: int) -> bool | None:
         """Whether the log of optimizer step `step` shows it; `None` if it cannot tell."""
         if any(logs.get(key) is None for key in self.needs) or any(mode(args, step) for mode in self.silent):
             return None
@@ -79,55 +80,55 @@ class Finding:
 # ---------------------------------------------------------------------- modes in which a finding is to be expected
 
 
-def _n_batches(args: CLIPOConfigMixin, step: int) -> float:
+def _n_batches(args: CLIPOArguments, step: int) -> float:
     """Generation batches that the first `step` optimizer steps have used up."""
     return step * args.gradient_accumulation_steps / (args.steps_per_generation * args.num_iterations)
 
 
-def _in_warmup(args: CLIPOConfigMixin, step: int) -> bool:
+def _in_warmup(args: CLIPOArguments, step: int) -> bool:
     return step <= steps_of_batches(args.contrastive_warmup_steps, args)
 
 
-def _policy_is_frozen(args: CLIPOConfigMixin, step: int) -> bool:
+def _policy_is_frozen(args: CLIPOArguments, step: int) -> bool:
     return args.contrastive_warmup_policy == "frozen" and _in_warmup(args, step)
 
 
-def _head_is_frozen(args: CLIPOConfigMixin, step: int) -> bool:
+def _head_is_frozen(args: CLIPOArguments, step: int) -> bool:
     return args.freeze_contrastive_head
 
 
-def _head_is_young(args: CLIPOConfigMixin, step: int) -> bool:
+def _head_is_young(args: CLIPOArguments, step: int) -> bool:
     return _n_batches(args, step) < _HEAD_LEARNS_IN
 
 
-def _correct_are_not_pulled_together(args: CLIPOConfigMixin, step: int) -> bool:
+def _correct_are_not_pulled_together(args: CLIPOArguments, step: int) -> bool:
     return args.contrastive_anchors == "incorrect" or args.contrastive_similarity == "negative_cosine"
 
 
-def _nothing_is_paid(args: CLIPOConfigMixin, step: int) -> bool:
+def _nothing_is_paid(args: CLIPOArguments, step: int) -> bool:
     return args.contrastive_reward_weight == 0
 
 
 # ---------------------------------------------------------------------- what a log shows
 
 
-def _is_idle(logs: Logs, args: CLIPOConfigMixin) -> bool:
+def _is_idle(logs: Logs, args: CLIPOArguments) -> bool:
     """Rollouts were fit to be anchors and none was. A frozen head needs none, as long as a readout is paid without."""
     paid_without = args.freeze_contrastive_head and logs.get(PAID) is not None
     return logs[ANCHORS] == 0 and logs[LEFT_OUT] < 1 and not paid_without
 
 
-def _has_no_spread(logs: Logs, args: CLIPOConfigMixin) -> bool:
+def _has_no_spread(logs: Logs, args: CLIPOArguments) -> bool:
     return logs[NO_SPREAD] == 1 or logs.get("reward_std") == 0
 
 
-def _head_gradient_is_not_finite(logs: Logs, args: CLIPOConfigMixin) -> bool | None:
+def _head_gradient_is_not_finite(logs: Logs, args: CLIPOArguments) -> bool | None:
     if HEAD_GRADIENT not in logs:  # the head made no step
         return None
     return logs[HEAD_GRADIENT] is None or not math.isfinite(logs[HEAD_GRADIENT])  # None stands for NaN
 
 
-def _has_no_gradient(logs: Logs, args: CLIPOConfigMixin) -> bool:
+def _has_no_gradient(logs: Logs, args: CLIPOArguments) -> bool:
     """
     No gradient, and no other finding to explain it. The norm is that of the last step before the log, whose groups may all
     have been without spread by chance where many of the log's are: then it says nothing.
@@ -136,7 +137,7 @@ def _has_no_gradient(logs: Logs, args: CLIPOConfigMixin) -> bool:
     return logs[GRADIENT] == 0 and logs[NO_SPREAD] <= 0.5 and logs.get("reward_std") != 0 and not all_masked
 
 
-def _correct_without_answer(logs: Logs, args: CLIPOConfigMixin) -> bool:
+def _correct_without_answer(logs: Logs, args: CLIPOArguments) -> bool:
     """Rollouts count as correct though every reward that by its name judges answers gave 0 to all."""
     judges = [
         key.removesuffix("/mean")
@@ -329,7 +330,7 @@ class HealthCallback(TrainerCallback):
             elif shows is not None:
                 self._follow(rule, shows, logs, args, state)
 
-    def _follow(self, rule: Rule, shows: bool, logs: Logs, args: CLIPOConfigMixin, state) -> None:
+    def _follow(self, rule: Rule, shows: bool, logs: Logs, args: CLIPOArguments, state) -> None:
         current = self._current.get(rule.name)
         if current and shows:
             current.last_step = state.global_step

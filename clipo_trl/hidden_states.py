@@ -13,6 +13,7 @@ States are read by a forward hook and pooled at once, in float32. There are thre
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -131,7 +132,8 @@ class HiddenStateReader:
 
     def __init__(self, model: nn.Module, layer: int = -1):
         self._refuse_adapters_outside_the_decoder(model)
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        policy: Any = model
+        base = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
         self.decoder = base.base_model if isinstance(base, PreTrainedModel) else base
         if self.decoder is base:
             raise ValueError(
@@ -208,7 +210,7 @@ class ForwardPooler:
 
     def __init__(self, reads_BL: torch.Tensor):
         self._reads_BL = reads_BL
-        self._chunks = []
+        self._chunks: list[torch.Tensor] = []
         self._n_rows = 0
 
     def __call__(self, states_BLH: torch.Tensor, input_ids_BL: torch.Tensor | None) -> None:
@@ -236,7 +238,7 @@ class DecodePooler:
     def __init__(self, eos_token_ids: list[int], pooling: str):
         self._eos_token_ids = eos_token_ids
         self._pooling = pooling
-        self._states_BH = None
+        self._states_BH: torch.Tensor | None = None
 
     def __call__(self, states_BLH: torch.Tensor, input_ids_BL: torch.Tensor | None) -> None:
         # A copy: a view would keep the states of all prompts alive.

@@ -12,10 +12,10 @@ from accelerate.utils import broadcast_object_list, send_to_device
 from torch import nn
 
 from .calibration import Calibration
-from .config import CLIPOConfigMixin
 from .groups import group_means
 from .head import ContrastiveHead
 from .losses import contrastive_loss
+from .parent_shapes import CLIPOArguments
 from .readout import similarity_readout
 from .rewards import contrastive_reward, readout_reward
 from .scored_batch import ScoredBatch
@@ -38,7 +38,7 @@ class HeadLearner:
         draw_generator (`torch.Generator`): on the CPU, the same on every process; leaves the global random state alone.
     """
 
-    def __init__(self, head: ContrastiveHead, args: CLIPOConfigMixin, accelerator: Accelerator):
+    def __init__(self, head: ContrastiveHead, args: CLIPOArguments, accelerator: Accelerator):
         self.head, self.args, self.accelerator = head, args, accelerator
         self.optimizer = torch.optim.AdamW(
             head.parameters(), lr=args.contrastive_learning_rate, weight_decay=args.contrastive_weight_decay
@@ -165,7 +165,7 @@ class HeadLearner:
         parameters = list(self.head.parameters())
         for parameter in parameters:
             parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
         if norm.isfinite():  # a state may be finite and its projection not
             self.optimizer.step()
         self.optimizer.zero_grad()

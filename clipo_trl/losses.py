@@ -79,10 +79,13 @@ def contrastive_loss(
     Raises:
         `ValueError`: an unknown name, a temperature that is not positive, or shapes that do not fit.
     """
-    check_choice("loss_type", loss_type, LOSS_TYPES)
-    check_choice("similarity", similarity, SIMILARITIES)
-    check_choice("level", level, LEVELS)
-    check_choice("anchors", anchors, ANCHORS)
+    for name, value, choices in (
+        ("loss_type", loss_type, LOSS_TYPES),
+        ("similarity", similarity, SIMILARITIES),
+        ("level", level, LEVELS),
+        ("anchors", anchors, ANCHORS),
+    ):
+        check_choice(name, value, choices)
     if not temperature > 0:
         raise ValueError(f"`temperature` is {temperature}, but must be greater than 0.")
     valid_PG = torch.ones_like(correct_PG, dtype=torch.bool) if valid_PG is None else valid_PG.bool()
@@ -100,14 +103,24 @@ def contrastive_loss(
     # as the integer u * 2**53: not every device has float64.
     draw_PG = torch.rand(correct_PG.shape, dtype=torch.float64, device="cpu", generator=generator)
     draw_PG = (draw_PG * 2**53).long().to(correct_PG.device)
-    options = (loss_type, similarity, temperature)
-
+    rollouts = (embeddings_PGD, correct_PG, valid_PG, wanted_PG, draw_PG)
     if level == "group":
-        itself_GG = torch.eye(correct_PG.size(1), dtype=torch.bool, device=correct_PG.device)
-        other_PGG = valid_PG.unsqueeze(1) & ~itself_GG
-        positive_PGG = other_PGG & (correct_PG.unsqueeze(2) == correct_PG.unsqueeze(1))
-        return _loss_of_rows(embeddings_PGD, embeddings_PGD, positive_PGG, other_PGG, wanted_PG, draw_PG, *options)
+        return _loss_in_groups(*rollouts, loss_type, similarity, temperature)
+    return _loss_in_batch(*rollouts, loss_type, similarity, temperature, positives_share_group=level == "cross")
 
+
+def _loss_in_groups(embeddings_PGD, correct_PG, valid_PG, wanted_PG, draw_PG, *options):
+    """Positives and others from the anchor's group."""
+    itself_GG = torch.eye(correct_PG.size(1), dtype=torch.bool, device=correct_PG.device)
+    other_PGG = valid_PG.unsqueeze(1) & ~itself_GG
+    positive_PGG = other_PGG & (correct_PG.unsqueeze(2) == correct_PG.unsqueeze(1))
+    return _loss_of_rows(embeddings_PGD, embeddings_PGD, positive_PGG, other_PGG, wanted_PG, draw_PG, *options)
+
+
+def _loss_in_batch(
+    embeddings_PGD, correct_PG, valid_PG, wanted_PG, draw_PG, *options, positives_share_group: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Others from the whole batch, a block of anchors at a time; positives from it too, or from the anchor's group."""
     embeddings_ND, correct_N, valid_N, wanted_N, draw_N = (
         tensor.flatten(0, 1) for tensor in (embeddings_PGD, correct_PG, valid_PG, wanted_PG, draw_PG)
     )
@@ -117,7 +130,7 @@ def contrastive_loss(
     def loss_of_block(row_R: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         other_RN = valid_N & (row_R.unsqueeze(1) != row_N)
         positive_RN = other_RN & (correct_N[row_R].unsqueeze(1) == correct_N)
-        if level == "cross":
+        if positives_share_group:
             positive_RN &= group_N[row_R].unsqueeze(1) == group_N
         rows = (embeddings_ND[row_R], embeddings_ND, positive_RN, other_RN, wanted_N[row_R], draw_N[row_R])
         return _loss_of_rows(*rows, *options)

@@ -122,6 +122,7 @@ def _states_in_groups(batch: ScoredBatch) -> tuple[torch.Tensor, torch.Tensor, s
 
 def soundness_metrics(batch: ScoredBatch, accelerator: Accelerator) -> dict[str, float]:
     """How well the reward paid, the embeddings and the hidden states tell sound from lucky correct rollouts."""
+    assert batch.steps_PG is not None
     sound_PG, lucky_PG = batch.steps_PG > 0, batch.steps_PG <= 0  # neither where the checker gave nothing
     states, present, groups = _states_in_groups(batch)
     of_states, has_score = similarity_readout(

@@ -5,19 +5,21 @@ by some hundredths or by a hundredth, and the head's gradient with them.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 
 
 # The old switch, `torch.backends.cuda.matmul.allow_tf32`, cannot be read where the new one was used.
-_BACKENDS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+_TORCH: Any = torch.backends  # makes its attributes while it is imported, where no type checker sees them
+_BACKENDS = (_TORCH.cuda.matmul, _TORCH.mkldnn.matmul)
 
 
 @contextmanager
 def _full_precision(device_type: str) -> Iterator[None]:
     precisions = [backend.fp32_precision for backend in _BACKENDS]
-    autocast = nullcontext()
+    autocast: AbstractContextManager = nullcontext()
     if torch.amp.is_autocast_available(device_type):
         autocast = torch.autocast(device_type, enabled=False)
     try:
@@ -28,7 +30,7 @@ def _full_precision(device_type: str) -> Iterator[None]:
     finally:
         for backend, precision in zip(_BACKENDS, precisions, strict=True):
             # "none" follows `torch.backends.fp32_precision`, also when that changes later.
-            backend.fp32_precision = "none" if precision == torch.backends.fp32_precision else precision
+            backend.fp32_precision = "none" if precision == _TORCH.fp32_precision else precision
 
 
 class _Product(torch.autograd.Function):

@@ -26,6 +26,7 @@ from .head import HEAD_FOLDER, ContrastiveHead, check_hidden_size, head_settings
 from .hidden_states import HiddenStateReader
 from .learner import HeadLearner
 from .metrics import batch_metrics
+from .parent_shapes import CLIPOArguments
 from .scored_batch import ScoredBatch
 from .success import find_success_rule, warn_of
 from .upstream.continuous_batching import ContinuousBatchingMixin
@@ -53,16 +54,16 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
     a few lines; the work is done by a [`StateSource`] (hidden states), a [`HeadLearner`] (head, loss, reward) and a [`Warmup`].
     """
 
+    args: CLIPOArguments
     _config_class = CLIPOConfig
 
     def __init__(self, *args, **kwargs):
         given = self._by_name(*args, **kwargs)
-        args = self._with_contrastive_fields(given.get("args"), given.get("model"))
+        given["args"] = self._with_contrastive_fields(given.get("args"), given.get("model"))
         # First of all: a saved head decides which states are read.
-        args, self._saved_head = resolve_saved_head(args)
-        given["args"] = args
+        given["args"], self._saved_head = resolve_saved_head(given["args"])
         self._refuse_images(given.get("train_dataset"))
-        weights = args.reward_weights
+        weights = given["args"].reward_weights
         self._place_column(given)
         super().__init__(**given)
         self.args.reward_weights = weights
@@ -97,10 +98,10 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
         """Arguments of the parent, by its own names and places: a subclass of `GRPOTrainer` may have others."""
         for parent in cls.__mro__[cls.__mro__.index(CLIPOMixin) + 1 :]:
             if "__init__" in vars(parent):
-                signature = inspect.signature(parent.__init__)
+                signature = inspect.signature(vars(parent)["__init__"])
                 if "reward_funcs" in signature.parameters:
                     _, *given = signature.bind(None, *args, **kwargs).arguments.items()
-                    by_name = {}
+                    by_name: dict = {}
                     for name, value in given:
                         is_rest = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
                         by_name.update(value if is_rest else {name: value})
@@ -180,7 +181,9 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
     def _find_step_column(self) -> int | None:
         """Column of the reward function that checks the steps, if there is one."""
         name = self.args.contrastive_step_reward
-        names = {other: column for column, other in enumerate(self.reward_func_names) if column != self._column}
+        names: dict[str | None, int] = {
+            other: column for column, other in enumerate(self.reward_func_names) if column != self._column
+        }
         if name is not None and name not in names:
             raise ValueError(
                 f"`contrastive_step_reward` is {name!r}, but must be the name of a reward function. Choose from {list(names)}."
@@ -360,7 +363,7 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
     def _load_best_model(self) -> None:
         super()._load_best_model()
         best = self.state.best_model_checkpoint
-        if os.path.isdir(os.path.join(best, HEAD_FOLDER)):
+        if best is not None and os.path.isdir(os.path.join(best, HEAD_FOLDER)):
             load_checked(self.contrastive_head, best, "load_best_model_at_end")
 
 

@@ -5,15 +5,14 @@ from collections.abc import Callable
 
 from accelerate.logging import get_logger
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from trl import GRPOConfig
 
-from .config import CLIPOConfigMixin
+from .parent_shapes import CLIPOArguments, GRPOArguments
 
 
 logger = get_logger(__name__)
 
 
-def steps_of_batches(n_batches: int, args: GRPOConfig, num_prompts: int | None = None) -> int:
+def steps_of_batches(n_batches: int, args: GRPOArguments, num_prompts: int | None = None) -> int:
     """
     Optimizer steps that a run has begun once its first generation batches are used up.
 
@@ -49,7 +48,7 @@ class Warmup:
         start (`int`): optimizer step at which the warm-up began; not 0 where a run of plain GRPO goes on with CLIPO.
     """
 
-    def __init__(self, args: CLIPOConfigMixin, num_prompts: int | None = None):
+    def __init__(self, args: CLIPOArguments, num_prompts: int | None = None):
         self.args, self.num_prompts = args, num_prompts
         self.start = 0
         freezes = args.contrastive_warmup_policy == "frozen"

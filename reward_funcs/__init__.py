@@ -3,7 +3,7 @@
 Nothing heavy is imported here: computer algebra lives in worker processes, TRL is imported by the one reward that needs it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from .dotted_path import import_function
 from .errors import UsageError
@@ -16,7 +16,7 @@ from .pool import configure_pool
 from .verifiable import verifiable_reward
 
 
-REWARD_FUNCS = {
+REWARD_FUNCS: dict[str, Callable[..., Sequence[float | None]]] = {
     "verifiable": verifiable_reward,
     "math_accuracy": math_accuracy_reward,
     "multiple_choice": multiple_choice_reward,
@@ -24,7 +24,7 @@ REWARD_FUNCS = {
 }
 
 
-def get_reward_func(name: str, *, max_completion_length: int | None = None) -> Callable[..., list[float | None]]:
+def get_reward_func(name: str, *, max_completion_length: int | None = None) -> Callable[..., Sequence[float | None]]:
     """
     Reward function by its name, or by a dotted path `package.module.function`.
 

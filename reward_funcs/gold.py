@@ -93,12 +93,12 @@ def check_golds(
 
 def _column(dataset: Iterable[Mapping[str, Any]], column: str) -> list:
     names = getattr(dataset, "column_names", None)
+    rows: Any = dataset if names is not None else list(dataset)
     if names is None:
-        dataset = list(dataset)
-        names = dataset[0].keys() if dataset else [column]
+        names = rows[0].keys() if rows else [column]
     if column not in names:
         raise UsageError(f"The dataset has no column '{column}' of gold solutions. Its columns: {', '.join(names)}.")
-    return list(dataset[column]) if hasattr(dataset, "column_names") else [row[column] for row in dataset]
+    return list(rows[column]) if hasattr(rows, "column_names") else [row[column] for row in rows]
 
 
 def _comparable(answers: set[str]) -> set[str]:

@@ -48,7 +48,9 @@ def grade_answers(golds: Sequence[str | None], answers: Sequence[str | None]) ->
         The scores, `None` where there is no gold; and how many rows failed, by reason.
     """
     pairs = list(zip(golds, answers, strict=True))
-    verdicts: dict[tuple, bool | None] = {pair: equal(*pair) for pair in dict.fromkeys(pairs) if all(pair)}
+    verdicts: dict[tuple, bool | None] = {
+        (gold, answer): equal(gold, answer) for gold, answer in dict.fromkeys(pairs) if gold and answer
+    }
     undecided = [pair for pair, verdict in verdicts.items() if verdict is None]
     failures: Counter = Counter()
     if undecided:

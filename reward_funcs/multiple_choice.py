@@ -1,7 +1,7 @@
 r"""Multiple choice: 1.0 if the last `\boxed{}` names the gold option, by its letter or by its text, else 0.0."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -55,7 +55,7 @@ def multiple_choice_reward(
     return [grade_choice(gold, answer, options_of(prompt)) for gold, answer, prompt in rows]
 
 
-def grade_choice(gold: str | None, answer: str | None, options: dict[str, str]) -> float | None:
+def grade_choice(gold: str | None, answer: str | None, options: Mapping[str, str]) -> float | None:
     """Score one answer against the gold option. `options`: letter -> text, empty if unknown."""
     if gold is None:
         return None
@@ -69,7 +69,7 @@ def grade_choice(gold: str | None, answer: str | None, options: dict[str, str]) 
     return float(choice_letter(answer, options) == letter)
 
 
-def choice_letter(text: str, options: dict[str, str]) -> str | None:
+def choice_letter(text: str, options: Mapping[str, str]) -> str | None:
     """Capital letter of the option that a text names, or `None` if it names none, or contradicts itself."""
     plain = _plain(text)
     if match := BARE_LETTER.fullmatch(plain):

@@ -159,7 +159,9 @@ class _Worker:
             env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"PYTHONHASHSEED": "0"},
             bufsize=0,
         )
-        self.output = self.process.stdout.fileno()
+        assert self.process.stdin is not None and self.process.stdout is not None  # pipes, as asked for
+        self._stdin, self._stdout = self.process.stdin, self.process.stdout
+        self.output = self._stdout.fileno()
         self.deadline = deadline
         self.due = time.monotonic() + START_DEADLINE
         self.starting = True
@@ -177,7 +179,8 @@ class _Worker:
 
     def send(self, waiting: deque, at_most: int) -> None:
         """Take tasks from the left of `waiting` and send them."""
-        texts, size = [], 0
+        texts: list[str] = []
+        size = 0
         while waiting and len(texts) < min(at_most, MAX_BATCH):
             text = json.dumps(waiting[0][1])
             if texts and size + len(text) > MAX_BATCH_BYTES:
@@ -187,7 +190,7 @@ class _Worker:
             self.tasks.append(waiting.popleft())
         self.due = time.monotonic() + self.deadline
         try:
-            self.process.stdin.write(f"[{','.join(texts)}]\n".encode())
+            self._stdin.write(f"[{','.join(texts)}]\n".encode())
         except BrokenPipeError:
             pass  # it has died, which the next `receive` finds
 
@@ -211,8 +214,8 @@ class _Worker:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
-        self.process.stdin.close()
-        self.process.stdout.close()
+        self._stdin.close()
+        self._stdout.close()
 
 
 def _library_folders() -> list[str]:

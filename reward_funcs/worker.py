@@ -16,6 +16,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -38,7 +39,7 @@ def main(deadline: float) -> None:
         replies.write(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
         return
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
-    tasks = {
+    tasks: dict[str, Callable[..., bool | None]] = {
         "equal": lambda gold, answer: equal(gold, answer, algebra),
         "comparable": lambda gold: is_comparable(gold, algebra),
     }
@@ -57,6 +58,7 @@ def main(deadline: float) -> None:
 def load_package() -> None:
     """Import the package that this file lies in, and no other of its name."""
     spec = importlib.util.spec_from_file_location("reward_funcs", Path(__file__).resolve().with_name("__init__.py"))
+    assert spec is not None and spec.loader is not None  # it is a file of Python
     sys.modules["reward_funcs"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["reward_funcs"])
 

@@ -173,6 +173,14 @@ def test_start_table_of_a_frozen_head(run, tmp_path):
     assert rows["head"].endswith(f", frozen, from {tmp_path / 'out'}")
 
 
+def test_start_table_says_how_often():
+    assert run_plan.describe_interval("steps", 50.0) == "every 50 steps"
+    assert run_plan.describe_interval("no", 500) == "only at the end"
+    assert (
+        run_plan.describe_interval("epoch", None) == "every epoch"
+    )  # `eval_strategy: epoch` leaves `eval_steps` empty
+
+
 # ---------------------------------------------------------------------- configuration
 
 

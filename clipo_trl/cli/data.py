@@ -118,7 +118,7 @@ def load_rows(name: str, config: str | None = None, split: str = "train") -> Dat
     path = Path(name).expanduser()
     if path.is_file():
         builder = FILE_BUILDERS[path.suffix.lower()]
-        return load_dataset(builder, data_files={re.match(r"\w*", split).group(): str(path)}, split=split)
+        return load_dataset(builder, data_files={re.split(r"\W", split)[0]: str(path)}, split=split)
     if not any((path / marker).is_file() for marker in ("dataset_dict.json", "dataset_info.json")):
         return load_dataset(str(path) if path.is_dir() else name, name=config, split=split)
     saved = load_from_disk(path)
@@ -235,7 +235,7 @@ def drop_long_prompts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_
     def fits(prompt: Prompt) -> bool:
         if isinstance(prompt, str):
             return len(tokenizer(prompt)["input_ids"]) <= max_tokens
-        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
+        ids: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
         return len(ids["input_ids"]) <= max_tokens
 
     kept = dataset.filter(fits, input_columns="prompt", desc=f"Leaving out prompts of more than {max_tokens} tokens")

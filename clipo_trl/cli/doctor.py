@@ -117,7 +117,7 @@ def package_rows() -> list[Row]:
         about = metadata.metadata("clipo_trl")
     except metadata.PackageNotFoundError:
         return [Row("clipo_trl", "not installed, so the tested ranges are not known", True, "clipo_trl")]
-    (folder,) = importlib.util.find_spec("clipo_trl").submodule_search_locations
+    (folder,) = importlib.import_module("clipo_trl").__path__
     return [
         Row("clipo_trl", f"{about['Version']}, in {folder}"),
         check_python(platform.python_version(), about["Requires-Python"]),

@@ -150,7 +150,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     ##############################################################
     check_evaluation(argv)
     with argument_errors():
-        (args,) = TrlParser((EvaluationArguments,)).parse_args_and_config(argv)
+        classes: Any = (EvaluationArguments,)  # transformers' name for such a type means nothing to a checker
+        (args,) = TrlParser(classes).parse_args_and_config(argv)
         decoding = Decoding(args.temperature, args.top_p, args.max_completion_length)
     if args.compare is not None:
         return compare_folders(args)
@@ -240,6 +241,7 @@ def evaluate_set(
     Questions go longest first, in groups that depend on the test set and the batch size alone: a group that was cut short is
     made again as it was, so that not even the padding differs, and what is missing of it is added.
     """
+    assert args.output_dir is not None  # the command line was checked
     path = records_path(args.output_dir, name)
     done = read_records(path)
     task = progress.add_task(name, total=len(dataset), completed=len(done), accuracy="")
@@ -320,26 +322,28 @@ def finished_records(folder: str | Path, name: str) -> list[Record] | None:
 
 def compare_folders(args: EvaluationArguments) -> dict[str, Any]:
     """Compare two evaluations, A and B, on the test sets that both have finished."""
-    settings = [read_settings(folder) for folder in args.compare]
-    sets = {}
+    assert args.compare is not None
+    folders = (args.compare[0], args.compare[1])
+    settings = [read_settings(folder) for folder in folders]
+    sets: dict[str, tuple[list[Record], list[Record]]] = {}
     for name in settings[0]["datasets"]:
         if name in settings[1]["datasets"]:
             if settings[0]["datasets"][name]["sha256"] != settings[1]["datasets"][name]["sha256"]:
                 raise UsageError(
-                    f"The questions of {name} in '{args.compare[0]}' are others than in '{args.compare[1]}': a paired test needs "
+                    f"The questions of {name} in '{folders[0]}' are others than in '{folders[1]}': a paired test needs "
                     "the same prompts and solutions. Evaluate one of them again."
                 )
-            records = tuple(finished_records(folder, name) for folder in args.compare)
-            if all(records):
-                sets[name] = records
+            records_a, records_b = (finished_records(folder, name) for folder in folders)
+            if records_a and records_b:
+                sets[name] = (records_a, records_b)
     if not sets:
-        raise UsageError(f"'{args.compare[0]}' and '{args.compare[1]}' have no test set in common that both finished.")
-    for name, (first, second) in differing(*settings).items():
+        raise UsageError(f"'{folders[0]}' and '{folders[1]}' have no test set in common that both finished.")
+    for name, (first, second) in differing(settings[0], settings[1]).items():
         if name.partition(".")[0] not in ("model", "weights", "datasets"):
             logger.warning(f"The two were evaluated with another `{name}`: {first!r} and {second!r}.")
-    models = tuple(one["model"] for one in settings)
-    results = compare(models if models[0] != models[1] else tuple(args.compare), sets)
-    report(results, comparison_tables(results), args.output_dir and Path(args.output_dir), "comparison")
+    models = (settings[0]["model"], settings[1]["model"])
+    results = compare(models if models[0] != models[1] else folders, sets)
+    report(results, comparison_tables(results), Path(args.output_dir) if args.output_dir else None, "comparison")
     return results
 
 
@@ -347,7 +351,7 @@ def report(results: dict[str, Any], tables: list[Table], folder: Path | None, na
     """Show the tables (turned on their side: terminals are narrow), and write them as Markdown beside the results as JSON."""
     console = Console()
     for table in tables:
-        if len(table.rows) > 4:
+        if folder is not None and len(table.rows) > 4:
             console.print(f"{table.title}: in {folder / name}.md")
             continue
         header, *rows = zip(table.header, *table.rows, strict=True)

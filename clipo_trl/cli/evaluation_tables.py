@@ -64,7 +64,7 @@ def question_scores(records: list[Record]) -> dict[str, np.ndarray | None]:
     correct_QK = correct_samples(records)
     n_samples = correct_QK.shape[1]
     ks = sorted({2**i for i in range(n_samples.bit_length())} | {n_samples})
-    scores = {f"mean@{n_samples}": mean_at_k(correct_QK)}
+    scores: dict[str, np.ndarray | None] = {f"mean@{n_samples}": mean_at_k(correct_QK)}
     scores |= {f"pass@{k}": pass_at_k(correct_QK, k) for k in ks}
     if n_samples > 1:
         classes_QK = [record["classes"] for record in records]

@@ -12,8 +12,8 @@ from reward_funcs.errors import UsageError
 from reward_funcs.pool import default_num_workers
 
 from ..capture import choose_capture_mode, trl_scores_rollouts
-from ..config import CLIPOConfig
 from ..hidden_states import HiddenStateReader
+from ..parent_shapes import CLIPOArguments
 from ..success import find_success_rule
 from .command_line import argument_errors
 from .doctor import Row, installed_version, range_of
@@ -48,7 +48,7 @@ def run_rows(argv: list[str]) -> list[Row]:
         return [*rows, Row("refused", str(error), fault=True)]
 
 
-def choice_rows(script_args: ScriptArguments, args: CLIPOConfig, model_args: ModelConfig) -> list[Row]:
+def choice_rows(script_args: ScriptArguments, args: CLIPOArguments, model_args: ModelConfig) -> list[Row]:
     """The choices, a row each."""
     length = args.max_completion_length
     functions = [get_reward_func(name, max_completion_length=length) for name in script_args.reward_funcs]
@@ -68,7 +68,7 @@ def choice_rows(script_args: ScriptArguments, args: CLIPOConfig, model_args: Mod
     return rows
 
 
-def look_at_model(args: CLIPOConfig, model_args: ModelConfig) -> tuple[bool, str]:
+def look_at_model(args: CLIPOArguments, model_args: ModelConfig) -> tuple[bool, str]:
     """
     Whether padding on the left moves the model's positions, and a line about it; from its configuration, without weights.
 
@@ -89,7 +89,7 @@ def look_at_model(args: CLIPOConfig, model_args: ModelConfig) -> tuple[bool, str
     return reader.shifts_with_left_padding, f"{name}, a {type(model).__name__} with hidden size {reader.hidden_size}"
 
 
-def explain_capture_mode(args: CLIPOConfig, shifts_with_left_padding: bool) -> str:
+def explain_capture_mode(args: CLIPOArguments, shifts_with_left_padding: bool) -> str:
     scored = trl_scores_rollouts(args)
     plain_generate = not (args.use_vllm or args.use_transformers_continuous_batching)
     mode = choose_capture_mode(
@@ -107,7 +107,7 @@ def explain_capture_mode(args: CLIPOConfig, shifts_with_left_padding: bool) -> s
     return f"{mode}, {CAPTURE_MODES[mode]}: {reason}{why_not}"
 
 
-def explain_success(args: CLIPOConfig, functions: list[Callable]) -> str:
+def explain_success(args: CLIPOArguments, functions: list[Callable]) -> str:
     names = [get_callable_name(function) for function in functions]
     weights = [1.0] * len(names) if args.reward_weights is None else args.reward_weights
     if len(weights) != len(names):

@@ -12,7 +12,7 @@ from trl import ModelConfig
 from reward_funcs.errors import UsageError
 
 from ..checkpoint import last_whole_checkpoint
-from ..config import CLIPOConfig
+from ..parent_shapes import CLIPOArguments
 from ..success import SuccessRule
 from ..trainer import CLIPOTrainer
 
@@ -29,7 +29,7 @@ class Plan(NamedTuple):
     generation_batches: int
 
 
-def plan_run(args: CLIPOConfig, num_prompts: int) -> Plan:
+def plan_run(args: CLIPOArguments, num_prompts: int) -> Plan:
     """Multiply the batch sizes out for `num_prompts` training prompts; an error if they do not fill a generation batch."""
     prompts = args.generation_batch_size // args.num_generations
     batches_per_epoch = num_prompts // prompts  # TRL leaves out the last prompts of an epoch if they fill no batch
@@ -55,7 +55,7 @@ def plan_run(args: CLIPOConfig, num_prompts: int) -> Plan:
     )
 
 
-def earlier_checkpoint(args: CLIPOConfig) -> str | None:
+def earlier_checkpoint(args: CLIPOArguments) -> str | None:
     """
     The last whole checkpoint of an earlier run in `output_dir`, if this run starts afresh beside it, with a warning that says how
     to go on from it instead; else `None`, and `None` on all processes but the first.
@@ -93,10 +93,11 @@ def start_table(
 
 
 def describe_inputs(trainer: CLIPOTrainer, script_args: Any, model_args: ModelConfig) -> dict[str, str]:
-    if hasattr(trainer.model, "get_nb_trainable_parameters"):  # PEFT counts quantized weights right
-        trained, total = trainer.model.get_nb_trainable_parameters()
+    model: Any = trainer.model
+    if hasattr(model, "get_nb_trainable_parameters"):  # PEFT counts quantized weights right
+        trained, total = model.get_nb_trainable_parameters()
     else:  # under ZeRO-3 parameters are empty shells, and their size stands in `ds_numel`
-        sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in trainer.model.parameters()]
+        sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
         trained, total = sum(size for size, is_trained in sizes if is_trained), sum(size for size, _ in sizes)
     share = "all trained" if trained == total else f"{trained:,} trained ({trained / total:.2%})"
     rows = {
@@ -113,7 +114,7 @@ def describe_inputs(trainer: CLIPOTrainer, script_args: Any, model_args: ModelCo
     return rows
 
 
-def describe_batches(args: CLIPOConfig, plan: Plan) -> dict[str, str]:
+def describe_batches(args: CLIPOArguments, plan: Plan) -> dict[str, str]:
     G, n_processes = args.num_generations, args.world_size
     processes = "1 process" if n_processes == 1 else f"{n_processes} processes"
     backend = "" if n_processes == 1 else f", {args.distributed_state.distributed_type.value}"
@@ -169,7 +170,7 @@ def describe_success(rule: SuccessRule, threshold: float) -> str:
     return f"{' + '.join(rule.names)} > {threshold:g}{remarks.get(rule.choice, '')}"
 
 
-def describe_policy(args: CLIPOConfig, earlier: str | None = None) -> dict[str, str]:
+def describe_policy(args: CLIPOArguments, earlier: str | None = None) -> dict[str, str]:
     high = args.epsilon if args.epsilon_high is None else args.epsilon_high
     kept = f", the last {args.save_total_limit} kept" if args.save_total_limit else ""
     rows = {
@@ -184,6 +185,8 @@ def describe_policy(args: CLIPOConfig, earlier: str | None = None) -> dict[str, 
     return rows
 
 
-def describe_interval(strategy: str, steps: float) -> str:
+def describe_interval(strategy: str, steps: float | None) -> str:
     strategy = getattr(strategy, "value", strategy)
-    return {"steps": f"every {steps:g} steps", "epoch": "every epoch", "no": "only at the end"}.get(strategy, strategy)
+    if strategy == "steps":
+        return f"every {steps:g} steps"
+    return {"epoch": "every epoch", "no": "only at the end"}.get(strategy, strategy)

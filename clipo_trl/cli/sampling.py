@@ -91,9 +91,8 @@ def tokenize_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[
     """Token ids of a prompt, messages through the chat template, as TRL does in training."""
     if isinstance(prompt, str):
         return tokenizer(prompt)["input_ids"]
-    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)[
-        "input_ids"
-    ]
+    encoded: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
+    return encoded["input_ids"]
 
 
 class GumbelDraw(LogitsProcessor):
@@ -102,7 +101,7 @@ class GumbelDraw(LogitsProcessor):
     def __init__(self, seeds: list[int], device: torch.device):
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> Any:  # a tensor
         noise = torch.empty_like(scores, dtype=torch.float32)
         for row, generator in zip(noise, self.generators, strict=True):
             row.exponential_(generator=generator)
@@ -121,7 +120,7 @@ class TransformersSampler:
     rows_at_a_time = 32
 
     def __init__(self, model: str, decoding: Decoding, *, dtype: str = "auto"):
-        auto_class = AutoModelForCausalLM if base_model_of(model) is None else AutoPeftModelForCausalLM
+        auto_class: Any = AutoModelForCausalLM if base_model_of(model) is None else AutoPeftModelForCausalLM
         self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
         self.model = auto_class.from_pretrained(model, dtype=dtype).to(self.device).eval()
         self.tokenizer = load_tokenizer(model)
@@ -154,7 +153,7 @@ class TransformersSampler:
     def _processors(self, seeds: list[int]) -> LogitsProcessorList:
         if self.decoding.temperature == 0:
             return LogitsProcessorList()
-        processors = [TemperatureLogitsWarper(self.decoding.temperature)]
+        processors: list[LogitsProcessor] = [TemperatureLogitsWarper(self.decoding.temperature)]
         if self.decoding.top_p < 1:
             processors.append(TopPLogitsWarper(self.decoding.top_p))
         return LogitsProcessorList([*processors, GumbelDraw(seeds, self.device)])

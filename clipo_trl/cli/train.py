@@ -11,6 +11,7 @@ line, which has the last word.
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from rich.console import Console
@@ -23,6 +24,7 @@ from reward_funcs.errors import UsageError
 from ..callbacks import SuspiciousRolloutsCallback
 from ..config import CLIPOConfig
 from ..health import HealthCallback
+from ..parent_shapes import CLIPOArguments
 from ..trainer import CLIPOTrainer
 from .command_line import argument_errors, check_training
 from .data import drop_long_prompts, load_named_prompts, load_prompts
@@ -100,30 +102,58 @@ class ScriptArguments:
 
 def main(argv: list[str] | None = None) -> CLIPOTrainer:
     """Run the whole training; `argv` defaults to the command line. Returns the trainer, trained."""
-    ##############################################################
-    # Parse: YAML file (--config), then the command line over it #
-    ##############################################################
     check_training(argv)
     script_args, training_args, model_args = parse_arguments(argv)
+    earlier = earlier_checkpoint(training_args)
+    train_dataset, eval_datasets = load_data(script_args, training_args, model_args)
+    plan = plan_run(training_args, len(train_dataset))
+    trainer = CLIPOTrainer(
+        model=model_args.model_name_or_path,
+        reward_funcs=load_reward_funcs(script_args, training_args, train_dataset),
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_datasets,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    if script_args.health_check:
+        trainer.add_callback(HealthCallback())
+    if script_args.suspicious_rollouts:
+        trainer.add_callback(SuspiciousRolloutsCallback(trainer, script_args.suspicious_rollouts))
+    if trainer.accelerator.is_main_process:
+        Console().print(start_table(trainer, plan, script_args, model_args, earlier))
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    save(trainer, script_args)
+    return trainer
+
+
+def parse_arguments(argv: list[str] | None = None) -> tuple[ScriptArguments, CLIPOArguments, ModelConfig]:
+    """Read the file given with `--config` and the command line over it; a [`UsageError`] for what they must not hold."""
+    with argument_errors():
+        classes: Any = (ScriptArguments, CLIPOConfig, ModelConfig)
+        script_args, training_args, model_args = TrlParser(classes).parse_args_and_config(argv)
     if script_args.suspicious_rollouts and not training_args.log_completions:
         raise UsageError(
             f"`suspicious_rollouts` is {script_args.suspicious_rollouts}, but `log_completions` is off, so there is no table to list "
             "them in. Add `log_completions: true`, or set `suspicious_rollouts` to 0."
         )
-    model_args.model_name_or_path = os.path.expanduser(model_args.model_name_or_path)
-    resume = training_args.resume_from_checkpoint  # True from YAML is a bool, from the command line a word
+    if model_args.model_name_or_path is not None:
+        model_args.model_name_or_path = os.path.expanduser(model_args.model_name_or_path)
+    resume: Any = training_args.resume_from_checkpoint  # True from YAML is a bool, from the command line a word
     training_args.resume_from_checkpoint = {"true": True, "false": None}.get(str(resume).lower(), resume)
-    earlier = earlier_checkpoint(training_args)
-    model_init_kwargs = {
+    model_init_kwargs: dict[str, Any] = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
     }
-    training_args.model_init_kwargs = model_init_kwargs | (training_args.model_init_kwargs or {})
+    given: Any = training_args.model_init_kwargs or {}  # `__post_init__` has read them, if they were JSON
+    training_args.model_init_kwargs = model_init_kwargs | given
+    return script_args, training_args, model_args
 
-    ##########################################
-    # Data: columns `prompt` and `solution`  #
-    ##########################################
+
+def load_data(script_args: ScriptArguments, training_args: CLIPOArguments, model_args: ModelConfig):
+    """Training set, and test sets if there is a schedule for them: columns `prompt` and `solution`."""
+    assert script_args.dataset_name is not None and model_args.model_name_or_path is not None  # both were checked
     with training_args.main_process_first(desc="reading the datasets"):
         train_dataset = load_prompts(
             script_args.dataset_name,
@@ -139,69 +169,39 @@ def main(argv: list[str] | None = None) -> CLIPOTrainer:
                 trust_remote_code=training_args.trust_remote_code,
             )
             train_dataset = drop_long_prompts(train_dataset, tokenizer, script_args.max_prompt_length)
-        eval_datasets = load_eval_datasets(script_args) if training_args.eval_strategy != "no" else None
-    plan = plan_run(training_args, len(train_dataset))
+        return train_dataset, load_eval_datasets(script_args) if training_args.eval_strategy != "no" else None
 
-    ###########
-    # Rewards #
-    ###########
-    reward_funcs = [
-        get_reward_func(name, max_completion_length=training_args.max_completion_length)
-        for name in script_args.reward_funcs
-    ]
+
+def load_reward_funcs(script_args: ScriptArguments, training_args: CLIPOArguments, train_dataset: Dataset) -> list:
+    """The reward functions by their names; golds that they could not read stop the run here."""
+    length = training_args.max_completion_length
+    reward_funcs = [get_reward_func(name, max_completion_length=length) for name in script_args.reward_funcs]
     if COMPARE_GOLDS & set(reward_funcs):
         check_golds(train_dataset, script_args.max_unparsable_share)
+    return reward_funcs
 
-    ###########
-    # Trainer #
-    ###########
-    trainer = CLIPOTrainer(
-        model=model_args.model_name_or_path,
-        reward_funcs=reward_funcs,
-        args=training_args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_datasets,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-    )
-    if script_args.health_check:
-        trainer.add_callback(HealthCallback())
-    if script_args.suspicious_rollouts:
-        trainer.add_callback(SuspiciousRolloutsCallback(trainer, script_args.suspicious_rollouts))
-    if trainer.accelerator.is_main_process:
-        Console().print(start_table(trainer, plan, script_args, model_args, earlier))
 
-    #################################################
-    # Train, from a checkpoint if one is asked for  #
-    #################################################
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-
-    #######################################################
-    # Save: the model, the head beside it, the model card #
-    #######################################################
-    trainer.save_model(training_args.output_dir)
-    card = {
-        "model_name": Path(training_args.hub_model_id or training_args.output_dir).name,
+def save(trainer: CLIPOTrainer, script_args: ScriptArguments) -> None:
+    """The model, the head beside it, the model card; and all of it on the Hub if that is asked for."""
+    args = trainer.args
+    assert script_args.dataset_name is not None
+    trainer.save_model(args.output_dir)
+    card: dict[str, Any] = {
+        "model_name": Path(args.hub_model_id or args.output_dir).name,
         "dataset_name": None if Path(script_args.dataset_name).exists() else script_args.dataset_name,
     }
     trainer.create_model_card(**card)
-    if training_args.push_to_hub:
+    if args.push_to_hub:
         trainer.push_to_hub(**card)
-    return trainer
-
-
-def parse_arguments(argv: list[str] | None = None) -> tuple[ScriptArguments, CLIPOConfig, ModelConfig]:
-    """Read the file given with `--config` and the command line over it; a [`UsageError`] for what they must not hold."""
-    with argument_errors():
-        return TrlParser((ScriptArguments, CLIPOConfig, ModelConfig)).parse_args_and_config(argv)
 
 
 def load_eval_datasets(script_args: ScriptArguments) -> Dataset | dict[str, Dataset]:
     """Load the test sets that `eval_datasets` names, or else the test split of `dataset_name`."""
     name, split = script_args.dataset_name, script_args.dataset_test_split
-    options = {"instruction": script_args.instruction, "max_samples": script_args.max_eval_samples}
+    options: dict[str, Any] = {"instruction": script_args.instruction, "max_samples": script_args.max_eval_samples}
     if script_args.eval_datasets is not None:
         return load_named_prompts(script_args.eval_datasets, split, **options)
+    assert name is not None  # the command line was checked
     if Path(name).is_file():
         raise UsageError(
             f"`dataset_name` ('{name}') is one file, without a test split. Name test sets with `eval_datasets`, or set "

@@ -9,8 +9,10 @@ from contextlib import contextmanager
 import torch
 from torch.distributed.tensor import DTensor
 
+from ..parent_shapes import GRPOTrainerShape
 
-class ContinuousBatchingMixin:
+
+class ContinuousBatchingMixin(GRPOTrainerShape):
     """Over a `GRPOTrainer`-shaped class: the engine decodes in the low precision that TRL means, and the policy keeps its own weights."""
 
     def _generate_single_turn(self, *args, **kwargs):

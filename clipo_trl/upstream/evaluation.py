@@ -11,14 +11,17 @@ evaluation's completions over those of training. Can go when TRL is told the mod
 """
 
 from collections import defaultdict, deque
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..parent_shapes import GRPOTrainerShape
 
-class EvaluationMixin:
+
+class EvaluationMixin(GRPOTrainerShape):
     """
     Over a `GRPOTrainer`-shaped class. `_evaluating` is True inside `evaluate` and `predict`, False in a training step. What a fault
     leaves half done is dropped.
@@ -26,8 +29,10 @@ class EvaluationMixin:
 
     _evaluating = False
     _metric_key_prefix = "eval"  # of the test set at hand: `eval`, or `eval_gsm8k` where several have names
-    _test_rewards = ()  # of its rollouts so far, one tensor (rollouts, reward functions) a batch
-    _n_test_rollouts = None  # all that it has; `None` if it is streamed
+    _test_rewards: Sequence[
+        torch.Tensor
+    ] = ()  # of its rollouts so far, one tensor (rollouts, reward functions) a batch
+    _n_test_rollouts: int | None = None  # all that it has; `None` if it is streamed
 
     # ------------------------------------------------------------------ the mode
 
@@ -99,7 +104,7 @@ class EvaluationMixin:
 
     def _average_test_rewards(self) -> None:
         # What fills up the last batch stands at its end, in the order of the sampler.
-        rewards = torch.cat(self._test_rewards)[: self._n_test_rollouts]
+        rewards = torch.cat([*self._test_rewards])[: self._n_test_rollouts]
         self._test_rewards = []
         total = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
         total = total.masked_fill(rewards.isnan().all(1), torch.nan)

@@ -15,12 +15,13 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..checkpoint import ROLLOUTS_NAME, is_whole, last_whole_checkpoint
+from ..parent_shapes import GRPOTrainerShape
 
 
 logger = get_logger(__name__)
 
 
-class ExactResumeMixin:
+class ExactResumeMixin(GRPOTrainerShape):
     """Over a `GRPOTrainer`-shaped class. Of it, this uses `_step`, `_buffered_inputs` and `_metrics`."""
 
     _train_sampler = None  # there is none for an iterable dataset

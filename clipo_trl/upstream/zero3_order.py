@@ -4,10 +4,10 @@ With `ds3_gather_for_generation=False` and an LM head of its own, the backward p
 ("size of tensor a (0)"). Can go when DeepSpeed notices by itself.
 """
 
-from transformers import Trainer
+from ..parent_shapes import GRPOTrainerShape
 
 
-def forget_order_of_layers(trainer: Trainer) -> None:
+def forget_order_of_layers(trainer: GRPOTrainerShape) -> None:
     """After generating: have DeepSpeed trace the order anew. Does nothing where there is none."""
     plugin = trainer.accelerator.state.deepspeed_plugin
     if plugin is None or plugin.zero_stage != 3 or trainer.args.ds3_gather_for_generation or trainer.deepspeed is None:

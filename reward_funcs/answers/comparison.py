@@ -90,8 +90,8 @@ def _equal_of_two_kinds(g: Shape, a: Shape, equal_expressions: EqualExpressions)
     kinds = {g.kind, a.kind}
     for one, other, swapped in ((g, a, False), (a, g, True)):
         if one.kind == "list" and len(one.parts) == 1:  # {5} and 5
-            pair = (other.text, one.parts[0]) if swapped else (one.parts[0], other.text)
-            return _equal(*pair, equal_expressions)
+            gold, answer = (other.text, one.parts[0]) if swapped else (one.parts[0], other.text)
+            return _equal(gold, answer, equal_expressions)
     if kinds <= {"number", "expression", "letter"}:
         if "number" in kinds and has_variables((a if g.kind == "number" else g).text):
             return False
@@ -142,8 +142,8 @@ def _equal_members(g: Shape, a: Shape, equal_expressions: EqualExpressions) -> b
     r"""`x \in [0,1]` is compared by its set, and by its name if both have one."""
     if g.kind == a.kind:
         return key(g.parts[0]) == key(a.parts[0]) and _equal(g.parts[1], a.parts[1], equal_expressions)
-    g, a = (shape.parts[1] if shape.kind == "member" else shape.text for shape in (g, a))
-    return _equal(g, a, equal_expressions)
+    gold, answer = (shape.parts[1] if shape.kind == "member" else shape.text for shape in (g, a))
+    return _equal(gold, answer, equal_expressions)
 
 
 def _equal_equations(g: Shape, a: Shape, equal_expressions: EqualExpressions) -> bool:

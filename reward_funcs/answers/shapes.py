@@ -7,6 +7,7 @@ Shapes are what keeps answers apart that computer algebra confuses: a pair and a
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from ..completions import closing_brace
 from .exact_numbers import parse_number
@@ -52,7 +53,7 @@ class Shape:
     kind: str
     text: str
     parts: tuple = ()
-    value: object = None
+    value: Any = None
     unit: frozenset[str] | None = None
 
 
@@ -73,8 +74,8 @@ def shape_of(normal: str) -> Shape:
         if shape := reader(text):
             return shape
     if unit is not None:
-        inner = shape_of(core)
-        return Shape(inner.kind, inner.text, inner.parts, inner.value, unit)
+        bare = shape_of(core)
+        return Shape(bare.kind, bare.text, bare.parts, bare.value, unit)
     if match := PLACE_VALUE.fullmatch(text):
         base = parse_number(match["base"].strip("()"))
         return Shape("place_value", text, value=(match["digits"], base or match["base"]))
@@ -150,10 +151,10 @@ def _relation(text: str) -> Shape | None:
     sides, signs = split_top_level(text, RELATIONS)
     if not signs:
         return None
-    sides = tuple(side.strip() for side in sides)
+    parts = tuple(side.strip() for side in sides)
     if all(sign in ("=", r"\approx") for sign in signs):
-        return Shape("equation", text, parts=sides, value=tuple(signs))
-    return Shape("member" if signs == [r"\in"] else "relation", text, parts=sides)
+        return Shape("equation", text, parts=parts, value=tuple(signs))
+    return Shape("member" if signs == [r"\in"] else "relation", text, parts=parts)
 
 
 def _list(text: str) -> Shape | None:
@@ -174,10 +175,10 @@ def _both_signs(element: str) -> list[str]:
 
 
 def _delimited(text: str) -> Shape | None:
-    opening = re.match(r"\\\{|[(\[]", text)
-    if not opening or not re.search(r"(?:\\\}|[)\]])$", text) or not _closes_at_end(text):
+    match = re.match(r"\\\{|[(\[]", text)
+    if not match or not re.search(r"(?:\\\}|[)\]])$", text) or not _closes_at_end(text):
         return None
-    opening, closing = opening.group(), "\\}" if text.endswith("\\}") else text[-1]
+    opening, closing = match.group(), "\\}" if text.endswith("\\}") else text[-1]
     inner = text[len(opening) : -len(closing)].strip()
     elements = [element.strip() for element in split_top_level(inner, SEPARATORS)[0]]
     if opening == "\\{":

@@ -10,6 +10,7 @@ import random
 import re
 from fractions import Fraction
 from functools import lru_cache
+from typing import Any
 
 import sympy
 from latex2sympy2_extended import NormalizationConfig
@@ -56,8 +57,8 @@ def equal_expressions(gold: str, answer: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def parse_expression(normal: str) -> sympy.Basic | sympy.MatrixBase | None:
-    """What math-verify makes of a normal form, or `None`."""
+def parse_expression(normal: str) -> Any:  # sympy has no types
+    """What math-verify makes of a normal form, a `sympy.Basic` or a `sympy.MatrixBase`; or `None`."""
     latex = DEGREES.sub(r"(\\frac{\1\\pi}{180})", normal).replace("%", r"\%")
     latex = PRODUCT.sub(r"\\cdot(", latex)
     latex = CAPITAL.sub(lambda match: match[1] or f"{match[2]}_{{capital}}", latex)
@@ -134,7 +135,14 @@ def _same_number(a: sympy.Expr, b: sympy.Expr) -> bool:
 def _is_rounded(decimal: str, exact: str) -> bool:
     """Whether one side is a decimal of enough digits, and the other the irrational number that it is rounded from."""
     number, value = parse_number(decimal), values(exact)
-    if number is None or number.half_ulp is None or len(value) != 1 or value[0] is None or not value[0].is_real:
+    if (
+        number is None
+        or number.half_ulp is None
+        or value is None
+        or len(value) != 1
+        or value[0] is None
+        or not value[0].is_real
+    ):
         return False
     if value[0].is_Rational:  # decided by exact arithmetic
         return False
