@@ -186,17 +186,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     ###########################################
     # Sample and score what is not there yet  #
     ###########################################
-    for name in datasets:
-        drop_unfinished_line(records_path(folder, name))
-    missing = {
-        name: len(dataset) - len(read_records(records_path(folder, name))) for name, dataset in datasets.items()
-    }
-    if any(missing.values()):
-        options = {"tensor_parallel_size": args.tensor_parallel_size} if args.backend == "vllm" else {}
-        sampler = SAMPLERS[args.backend](args.model, decoding, dtype=args.dtype, **options)
-        with progress_bars() as progress:
-            for name, dataset in datasets.items():
-                evaluate_set(name, dataset, sampler, reward_func, args, progress)
+    sample_missing(datasets, reward_func, decoding, args)
 
     ##################
     # Report: tables #
@@ -205,6 +195,24 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     results = summarise(args.model, {name: records for name, records in sets.items() if records})
     report(results, result_tables(results), folder, "results")
     return results
+
+
+def sample_missing(
+    datasets: dict[str, Dataset], reward_func: Callable, decoding: Decoding, args: EvaluationArguments
+) -> None:
+    """Complete the records of each test set; a model is loaded only if there is something to do."""
+    folder = Path(str(args.output_dir))
+    for name in datasets:
+        drop_unfinished_line(records_path(folder, name))
+    missing = {
+        name: len(dataset) - len(read_records(records_path(folder, name))) for name, dataset in datasets.items()
+    }
+    if any(missing.values()):
+        options = {"tensor_parallel_size": args.tensor_parallel_size} if args.backend == "vllm" else {}
+        sampler = SAMPLERS[args.backend](str(args.model), decoding, dtype=args.dtype, **options)
+        with progress_bars() as progress:
+            for name, dataset in datasets.items():
+                evaluate_set(name, dataset, sampler, reward_func, args, progress)
 
 
 def name_datasets(entries: list[str]) -> dict[str, str]:
