@@ -62,6 +62,8 @@ class SuspiciousRolloutsCallback(TrainerCallback):
         farthest = sorted(below, key=agreement.__getitem__)[: self.num_rollouts]
         # TRL builds its table after the callbacks have seen the log.
         rollouts["extra"][SUSPICIOUS] = [row in farthest for row in range(len(agreement))]
+        if self.trainer._evaluating:
+            return
         n_batches, self._n_listed = self._n_listed, self.trainer.head_learner.n_batches
         if farthest and self._n_listed > n_batches and state.is_world_process_zero:
             table = Table(

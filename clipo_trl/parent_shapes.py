@@ -1,5 +1,6 @@
-"""What a mixin may take for granted of the class that it stands before. For the type checker: at run time these add nothing."""
+"""What a mixin may take for granted of the class that it stands before: its types, for the checker, and its arguments."""
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -41,3 +42,25 @@ else:
     GRPOArguments = GRPOConfig
     CLIPOArguments = CLIPOConfigMixin
     GRPOTrainerShape = object
+
+
+def arguments_by_name(cls: type, mixin: type, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """
+    Arguments for the parents of `mixin` in `cls`, by the names and places that these have: a subclass of `GRPOTrainer` may have
+    others than its parent, or hand on what it does not name.
+
+    Raises:
+        `TypeError`: an argument is missing, or no parent takes `reward_funcs`.
+    """
+    parents = [vars(one)["__init__"] for one in cls.__mro__[cls.__mro__.index(mixin) + 1 :] if "__init__" in vars(one)]
+    for constructor in parents:
+        signature = inspect.signature(constructor)
+        if "reward_funcs" in signature.parameters:
+            if constructor is parents[0]:
+                signature.bind(None, *args, **kwargs)  # says what is missing
+            _, *by_place = signature.bind_partial(None, *args).arguments.items()
+            return {**dict(by_place), **kwargs}
+    raise TypeError(
+        f"`{cls.__name__}` has no parent with an argument `reward_funcs`. Put `{mixin.__name__}` before a trainer that is shaped "
+        "like `GRPOTrainer`."
+    )

@@ -7,7 +7,6 @@ Axes: B rollouts of this process, N = P * G of all processes, P prompts, G rollo
 """
 
 import copy
-import inspect
 import os
 import textwrap
 import time
@@ -26,7 +25,7 @@ from .head import HEAD_FOLDER, ContrastiveHead, check_hidden_size, head_settings
 from .hidden_states import HiddenStateReader
 from .learner import HeadLearner
 from .metrics import batch_metrics
-from .parent_shapes import CLIPOArguments
+from .parent_shapes import CLIPOArguments, arguments_by_name
 from .scored_batch import ScoredBatch
 from .success import find_success_rule, warn_of
 from .upstream.continuous_batching import ContinuousBatchingMixin
@@ -58,7 +57,7 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
     _config_class = CLIPOConfig
 
     def __init__(self, *args, **kwargs):
-        given = self._by_name(*args, **kwargs)
+        given = arguments_by_name(type(self), CLIPOMixin, args, kwargs)
         given["args"] = self._with_contrastive_fields(given.get("args"), given.get("model"))
         # First of all: a saved head decides which states are read.
         given["args"], self._saved_head = resolve_saved_head(given["args"])
@@ -92,24 +91,6 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
         self.warmup.warn(has_scheduler=self.lr_scheduler is not None)
 
     # ------------------------------------------------------------------ construction
-
-    @classmethod
-    def _by_name(cls, *args, **kwargs) -> dict:
-        """Arguments of the parent, by its own names and places: a subclass of `GRPOTrainer` may have others."""
-        for parent in cls.__mro__[cls.__mro__.index(CLIPOMixin) + 1 :]:
-            if "__init__" in vars(parent):
-                signature = inspect.signature(vars(parent)["__init__"])
-                if "reward_funcs" in signature.parameters:
-                    _, *given = signature.bind(None, *args, **kwargs).arguments.items()
-                    by_name: dict = {}
-                    for name, value in given:
-                        is_rest = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
-                        by_name.update(value if is_rest else {name: value})
-                    return by_name
-        raise TypeError(
-            f"`{cls.__name__}` has no parent with an argument `reward_funcs`. Put `CLIPOMixin` before a trainer that is shaped like "
-            "`GRPOTrainer`."
-        )
 
     def _place_column(self, given: dict) -> None:
         """Give the contrastive reward a column, a weight and a processing class, without touching the caller's lists."""
@@ -301,6 +282,11 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
         G = self.num_generations if batch is not None else self.num_generations_eval
         first = self.accelerator.process_index * n_rows + sum(map(len, self._test_rewards[:-1]))
         for name, values in table_columns(n_rows, first, G, batch).items():
+            if name in self._pending_extra_logs or name in self.reward_func_names:
+                raise ValueError(
+                    f"A reward function is called {name!r} or logs a column {name!r}, which is CLIPO's own in the table of "
+                    "completions. Rename it, or set `log_completions=False`."
+                )
             self._log_completion_extra(name, values)
 
     def _log_contrastive(self, **values: float) -> None:
@@ -312,9 +298,21 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         ours = self.lr_scheduler is None  # not one of the user's
         scheduler = super().create_scheduler(max(num_training_steps - self.warmup.frozen_steps, 1), optimizer)
-        if ours:
+        if ours and not self._deepspeed_steps_the_scheduler():
             self.warmup.delay(scheduler)
         return scheduler
+
+    def _deepspeed_steps_the_scheduler(self) -> bool:
+        """With an optimizer of its own it does, after backward passes alone: it counts no frozen step."""
+        plugin = self.accelerator.state.deepspeed_plugin
+        return plugin is not None and "optimizer" in plugin.deepspeed_config
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        if not resume_from_checkpoint and not self.warmup.has_batch(self.head_learner.n_batches):
+            self.warmup.frozen_steps = 0  # another run of the same trainer: the head is warm
+        if self.use_vllm:
+            self._last_loaded_step = -1  # steps are counted afresh, and so says nothing of the engine's weights
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         if not self.warmup.freezes(self.state.global_step):

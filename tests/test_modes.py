@@ -219,6 +219,44 @@ def test_an_exception_in_the_middle_leaves_no_trace(make, generates, monkeypatch
     assert trainer.head_learner.n_batches == 2
 
 
+@pytest.mark.parametrize("full_eval", ["bf16_full_eval", "fp16_full_eval"])
+def test_full_low_precision_evaluation_gives_the_weights_back(make, full_eval):
+    trainer = make("generate", "fp32", Watched, max_steps=2, **{full_eval: True})
+    buffers = {name: buffer.dtype for name, buffer in trainer.model.named_buffers()}
+    trainer.evaluate()
+    trainer.predict(tiny_dataset(2))
+    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+    assert {name: buffer.dtype for name, buffer in trainer.model.named_buffers()} == buffers
+    trainer.train()
+    assert trainer.n_watched == 2
+
+
+def test_a_column_of_the_users_with_the_name_of_ours_is_refused(make):
+    trainer = make("generate", "fp32", max_steps=1, log_completions=True)
+    grade = trainer.reward_funcs[0]
+
+    def graded(completions, log_extra=None, **kwargs):
+        log_extra("group", ["mine"] * len(completions))
+        return grade(completions)
+
+    trainer.reward_funcs[0] = graded
+    with pytest.raises(ValueError, match="'group', which is CLIPO's own.*Rename it"):
+        trainer.train()
+
+
+def test_another_run_of_the_same_trainer_does_not_warm_up_again(make):
+    trainer = make("vllm", "fp32", max_steps=3, contrastive_warmup_steps=2)
+    syncs = []
+    sync = trainer.vllm_generation.sync_weights
+    trainer.vllm_generation.sync_weights = lambda: syncs.append(trainer.state.global_step) or sync()
+    trainer.train()
+    before = copy.deepcopy(trainer.model.state_dict())
+    trainer.args.max_steps = 1
+    trainer.train()
+    assert syncs == [0, 0]  # at the start of each: nothing had changed at step 2
+    assert not torch.equal(before["lm_head.weight"], trainer.model.state_dict()["lm_head.weight"])
+
+
 def test_the_page_names_these_tests():
     page = (Path(__file__).parents[1] / "docs" / "modes.md").read_text()
     rows = [row.strip("| ").split(" | ") for row in page.splitlines() if re.match(r"\| [a-z_]+ \| (fp|bf)", row)]

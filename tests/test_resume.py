@@ -86,6 +86,31 @@ def test_a_stream_resumes_in_its_first_pass(tmp_path, caplog):
             assert_same_run(resumed, whole)
 
 
+@pytest.mark.parametrize("as_stream", [False, True])
+def test_a_finished_run_that_is_resumed_ends(tmp_path, as_stream):
+    data = {"train_dataset": tiny_dataset(6).to_iterable_dataset() if as_stream else tiny_dataset(6)}
+    settings = {"max_steps": 2, "trainer_kwargs": data, **EVERY_STEP}
+    whole = trained(tmp_path, **settings)
+    resumed = make(tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 2 and same(weights(resumed.model), weights(whole.model))
+
+
+def test_rollouts_are_found_where_each_node_has_its_own_disk(tmp_path):
+    """`save_on_each_node`: a node has the files of its own processes alone."""
+    settings = {"steps_per_generation": 2, "per_device_train_batch_size": 4, "max_steps": 3, **EVERY_STEP}
+    whole = trained(tmp_path, **settings)
+    checkpoint = tmp_path / "checkpoint-1"
+    (checkpoint / ROLLOUTS_NAME.format(0)).rename(checkpoint / ROLLOUTS_NAME.format(9))
+    resumed = make(tmp_path / "again", **settings)
+    resumed.accelerator.state._shared_state["process_index"], index = 9, resumed.accelerator.process_index
+    try:
+        resumed._load_rollouts(str(checkpoint))
+    finally:
+        resumed.accelerator.state._shared_state["process_index"] = index
+    assert resumed._step == 1 and resumed._buffered_inputs is not None and whole.state.global_step == 3
+
+
 @pytest.mark.parametrize("left_out", ["_load_rollouts", "_get_train_sampler"])
 def test_what_trl_does_not_save_matters(left_out, tmp_path, monkeypatch):
     """Without the waiting rollouts, or the orders of past epochs, the run that goes on is another one."""

@@ -219,6 +219,25 @@ def test_the_mixin_serves_a_trainer_with_other_arguments(tmp_path, config_class)
         CLIPOOtherTrainer("hello", args, tiny_dataset())
 
 
+class ShoutingTrainer(GRPOTrainer):
+    """Names its own argument, and hands on the rest."""
+
+    def __init__(self, *args, shout=False, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.shout = shout
+
+
+def test_the_mixin_serves_a_trainer_that_hands_arguments_on(tmp_path):
+    class Shouting(CLIPOMixin, ShoutingTrainer):
+        _name = "CLIPO"
+
+    args = tiny_config(tmp_path, max_steps=1)
+    trainer = Shouting(
+        tiny_model(), letters_reward, args, tiny_dataset(), shout=True, processing_class=tiny_tokenizer()
+    )
+    assert trainer.shout and trainer.reward_func_names == ["letters_reward", "contrastive"]
+
+
 def test_an_editor_can_show_the_arguments():
     ours, theirs = (inspect.signature(cls).parameters for cls in (CLIPOTrainer, GRPOTrainer))
     assert list(ours) == list(theirs)

@@ -31,18 +31,21 @@ class ContinuousBatchingMixin(GRPOTrainerShape):
 @contextmanager
 def lowered_weights(model: torch.nn.Module, dtype: torch.dtype):
     """
-    While open, the float32 parameters of `model` are copies in `dtype`; buffers stay. Afterwards they are the very tensors that they
-    were. Sharded parameters (FSDP2, ZeRO-3) are left alone: there the wrapper says what dtype is computed in.
+    While open, the float32 parameters of `model` are copies in `dtype`. Afterwards parameters and buffers are the very tensors that
+    they were, whoever cast them meanwhile. Sharded parameters (FSDP2, ZeRO-3) are left alone: there the wrapper says what dtype is computed in.
     """
     kept = [
         (parameter, parameter.data)
         for parameter in model.parameters()
         if parameter.dtype == torch.float32 and not isinstance(parameter, DTensor) and not hasattr(parameter, "ds_id")
     ]
+    buffers = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
     try:
         for parameter, data in kept:
             parameter.data = data.to(dtype)
         yield
     finally:
+        for module, name, buffer in buffers:
+            module._buffers[name] = buffer
         for parameter, data in kept:
             parameter.data = data

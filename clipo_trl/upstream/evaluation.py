@@ -12,13 +12,14 @@ evaluation's completions over those of training. Can go when TRL is told the mod
 
 from collections import defaultdict, deque
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..parent_shapes import GRPOTrainerShape
+from .continuous_batching import lowered_weights
 
 
 class EvaluationMixin(GRPOTrainerShape):
@@ -60,13 +61,20 @@ class EvaluationMixin(GRPOTrainerShape):
         was_training, training_logs = self.model.training, self._logs
         self._logs, self._test_rewards = _empty_like(training_logs), ()
         try:
-            with self._in_mode(evaluating=True):
+            with self._full_eval_precision(), self._in_mode(evaluating=True):
                 yield
         finally:
             self._logs, self._test_rewards = training_logs, ()
             self._metrics["eval"].clear()
             for model in (self.model, self.model_wrapped):
                 model.train(was_training)
+
+    def _full_eval_precision(self):
+        """`bf16_full_eval` and `fp16_full_eval` outside of a training cast the weights, for good: here they get them back."""
+        low = torch.bfloat16 if self.args.bf16_full_eval else torch.float16 if self.args.fp16_full_eval else None
+        if low is None or self.is_in_train:
+            return nullcontext()
+        return lowered_weights(self.accelerator.unwrap_model(self.model), low)
 
     def training_step(self, *args, **kwargs):
         with self._in_mode(evaluating=False):

@@ -44,8 +44,10 @@ class ExactResumeMixin(GRPOTrainerShape):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _run_epoch(self, *args, **kwargs) -> None:
-        if self.state.global_step < self.state.max_steps:  # the parent takes one step more than a finished run has
+        if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
+        else:  # the parent takes one step more than a finished run has, and a stream has no last epoch
+            self.control.should_training_stop = True
 
     def _get_train_sampler(self, dataset=None):
         self._train_sampler = super()._get_train_sampler(dataset)
@@ -101,7 +103,7 @@ class ExactResumeMixin(GRPOTrainerShape):
         files = {path.name: path for path in Path(checkpoint).glob(ROLLOUTS_NAME.format("*"))}
         if not files:
             return  # of a run of plain TRL
-        first = torch.load(files[ROLLOUTS_NAME.format(0)], map_location="cpu", weights_only=True)
+        first = torch.load(next(iter(files.values())), map_location="cpu", weights_only=True)
         n_written = first.get("num_processes", len(files))  # version 0.1.0 did not say
         if n_written != n_processes:
             logger.warning(

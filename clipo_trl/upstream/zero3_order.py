@@ -12,6 +12,7 @@ def forget_order_of_layers(trainer: GRPOTrainerShape) -> None:
     plugin = trainer.accelerator.state.deepspeed_plugin
     if plugin is None or plugin.zero_stage != 3 or trainer.args.ds3_gather_for_generation or trainer.deepspeed is None:
         return
-    coordinator = trainer.model_wrapped.optimizer.parameter_offload.get_param_coordinator()
+    optimizer = trainer.model_wrapped.optimizer  # before training it is the offload itself
+    coordinator = getattr(optimizer, "parameter_offload", optimizer).get_param_coordinator()
     if not coordinator.is_invalid_trace():
         coordinator._invalidate_trace()
