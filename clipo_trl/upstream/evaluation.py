@@ -30,9 +30,8 @@ class EvaluationMixin(GRPOTrainerShape):
 
     _evaluating = False
     _metric_key_prefix = "eval"  # of the test set at hand: `eval`, or `eval_gsm8k` where several have names
-    _test_rewards: Sequence[
-        torch.Tensor
-    ] = ()  # of its rollouts so far, one tensor (rollouts, reward functions) a batch
+    # Of its rollouts so far, one tensor (rollouts, reward functions) a batch.
+    _test_rewards: Sequence[torch.Tensor] = ()
     _n_test_rollouts: int | None = None  # all that it has; `None` if it is streamed
 
     # ------------------------------------------------------------------ the mode
@@ -51,9 +50,10 @@ class EvaluationMixin(GRPOTrainerShape):
             self._set_model_mode()  # the log that follows a step asks for it
             self._evaluating = before
 
-    def _set_model_mode(self) -> None:
+    def _set_model_mode(self, training: bool | None = None) -> None:
+        """To what the trainer was told, unless something else is asked for."""
         for model in (self.model, self.model_wrapped):
-            model.train(not self._evaluating)
+            model.train(not self._evaluating if training is None else training)
 
     @contextmanager
     def _evaluation(self):
@@ -66,8 +66,7 @@ class EvaluationMixin(GRPOTrainerShape):
         finally:
             self._logs, self._test_rewards = training_logs, ()
             self._metrics["eval"].clear()
-            for model in (self.model, self.model_wrapped):
-                model.train(was_training)
+            self._set_model_mode(was_training)
 
     def _full_eval_precision(self):
         """`bf16_full_eval` and `fp16_full_eval` outside of a training cast the weights, for good: here they get them back."""
