@@ -225,18 +225,22 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
     # ------------------------------------------------------------------ reward and head
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self._evaluating:
+            rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
             self._add_to_completions_table(len(prompts))
             return rewards_per_func
         start = time.perf_counter()
+        # First: a pass of our own then runs on the device while the reward functions run on the host.
         pooled_BH = self.states.pooled(
             self.model_wrapped, self.args.per_device_train_batch_size, self._tokenizer.pad_token_id
         )
         if self.states.n_extra_passes:
             self._log_contrastive(extra_forward_passes=float(self.states.n_extra_passes))
+        own_seconds = time.perf_counter() - start
+        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        start = time.perf_counter()
         rewards_per_func[:, self._column] = self._contrastive_column(rewards_per_func, pooled_BH)
-        self._log_contrastive(seconds=time.perf_counter() - start)
+        self._log_contrastive(seconds=own_seconds + time.perf_counter() - start)
         return rewards_per_func
 
     def _contrastive_column(self, rewards_per_func: torch.Tensor, pooled_BH: torch.Tensor) -> torch.Tensor:
