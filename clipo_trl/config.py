@@ -366,10 +366,10 @@ class CLIPOConfig(CLIPOConfigMixin, GRPOConfig):
 FIELD_GROUPS = tuple(reversed(CLIPOConfigMixin.__bases__))
 
 
-def with_parameters(docstring: str) -> str:
+def with_parameters(docstring: str, groups: tuple = FIELD_GROUPS) -> str:
     """Return `docstring` with a section "Parameters": the fields of each group, with type, default and description."""
     entries = []
-    for group in FIELD_GROUPS:
+    for group in groups:
         entries += [f"    > {group.__doc__}\n", *map(_describe, fields(group))]
     return "\n".join([inspect.cleandoc(docstring), "", "Parameters:", *entries])
 

@@ -27,7 +27,7 @@ from .learner import HeadLearner
 from .metrics import batch_metrics
 from .parent_shapes import CLIPOArguments, arguments_by_name
 from .scored_batch import ScoredBatch
-from .success import find_success_rule, warn_of
+from .success import find_success_rule, label_successes, warn_of
 from .upstream.continuous_batching import ContinuousBatchingMixin
 from .upstream.evaluation import EvaluationMixin
 from .upstream.exact_resume import ExactResumeMixin
@@ -246,10 +246,9 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
             `torch.Tensor` of shape `(N,)`: contrastive reward; NaN where none could be given, as TRL has it.
         """
         G = self.num_generations
-        success_rewards = rewards_per_func[:, self._success_columns]
-        success_weights = self.reward_weights.to(success_rewards.device)[self._success_columns]
-        correct_N = (success_rewards * success_weights).nansum(1) > self.args.contrastive_success_threshold
-        has_reward_N = ~success_rewards.isnan().all(1)
+        correct_N, has_reward_N = label_successes(
+            rewards_per_func, self.reward_weights, self._success_columns, self.args.contrastive_success_threshold
+        )
         steps_PG = None if self._step_column is None else rewards_per_func[:, self._step_column].view(-1, G)
         in_warmup = self.warmup.has_batch(self.head_learner.n_batches)
         batch = self.head_learner.score(pooled_BH, correct_N.view(-1, G), has_reward_N.view(-1, G), steps_PG)
