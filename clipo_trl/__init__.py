@@ -1,23 +1,25 @@
 """CLIPO (contrastive learning in policy optimization, arXiv 2603.10101) as a TRL trainer.
 
-Public names are imported when they are first asked for: torch and TRL take seconds, which the scripts' checks of their command
-line do not need.
+Public names are imported when they are first asked for: torch and TRL take seconds, which the scripts' checks of their
+command line do not need.
 """
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:  # for editors; at run time `__getattr__` imports them
+    from .agreement import agreement_score
     from .callbacks import SuspiciousRolloutsCallback
     from .config import CLIPOConfig, CLIPOConfigMixin
     from .conspo import conspo_weights, scheduled_margin
     from .conspo_config import CLIPOConSPOConfig, ConSPOConfig, ConSPOConfigMixin
     from .conspo_trainer import CLIPOConSPOTrainer, ConSPOMixin, ConSPOTrainer
+    from .gmpo import CLIPOGMPOConfig, CLIPOGMPOTrainer
     from .head import ContrastiveHead
     from .health import HealthCallback
     from .losses import contrastive_loss
-    from .readout import similarity_readout
     from .rewards import contrastive_reward
     from .trainer import CLIPOMixin, CLIPOTrainer
 
@@ -28,6 +30,8 @@ __all__ = [
     "CLIPOConSPOTrainer",
     "CLIPOConfig",
     "CLIPOConfigMixin",
+    "CLIPOGMPOConfig",
+    "CLIPOGMPOTrainer",
     "CLIPOMixin",
     "CLIPOTrainer",
     "ConSPOConfig",
@@ -37,16 +41,18 @@ __all__ = [
     "ContrastiveHead",
     "HealthCallback",
     "SuspiciousRolloutsCallback",
+    "agreement_score",
     "conspo_weights",
     "contrastive_loss",
     "contrastive_reward",
     "scheduled_margin",
-    "similarity_readout",
 ]
 
 _MODULES = {
     "CLIPOConSPOConfig": "conspo_config",
     "CLIPOConSPOTrainer": "conspo_trainer",
+    "CLIPOGMPOConfig": "gmpo",
+    "CLIPOGMPOTrainer": "gmpo",
     "CLIPOConfig": "config",
     "CLIPOConfigMixin": "config",
     "CLIPOMixin": "trainer",
@@ -62,11 +68,15 @@ _MODULES = {
     "contrastive_loss": "losses",
     "contrastive_reward": "rewards",
     "scheduled_margin": "conspo",
-    "similarity_readout": "readout",
+    "agreement_score": "agreement",
 }
+_RENAMED = {"similarity_readout": "agreement_score"}
 
 
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        warnings.warn(f"`{name}` is now named `{_RENAMED[name]}`. Import that.", FutureWarning, stacklevel=2)
+        name = _RENAMED[name]
     if name not in _MODULES:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

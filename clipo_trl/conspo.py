@@ -1,4 +1,4 @@
-"""ConSPO (arXiv 2605.12969): scores and labels of groups of rollouts in, the weight of each rollout in the policy gradient out.
+"""ConSPO (arXiv 2605.12969): scores and labels of groups of rollouts in, weights in the policy gradient out.
 
 Pure functions of tensors. Notation, as in the paper:
     s_i: score of rollout i, its mean log-probability a token; i right, j wrong, both of one group
@@ -40,9 +40,10 @@ def conspo_weights(
     r"""
     Weight w = dJ/ds of every rollout, and the objective J of every group (eq. 13 and Lemma 2 of arXiv 2605.12969).
 
-    With P_i = exp((s_i - m)/tau) / Z_i and P_ij = exp(s_j/tau) / Z_i, a right rollout weighs (1 - P_i) / N+ and a wrong one
-    -(1/N+) sum_i P_ij; over a group they sum to 0. As P_ij = (1 - P_i) softmax_j(s_j/tau), no pair is ever formed: time
-    and memory grow with P * G. `-(weight_PG * score_PG).sum()` with the weights held constant has the gradient of -J.
+    With P_i = exp((s_i - m)/tau) / Z_i and P_ij = exp(s_j/tau) / Z_i, a right rollout weighs (1 - P_i) / N+ and a
+    wrong one -(1/N+) sum_i P_ij; over a group they sum to 0. As P_ij = (1 - P_i) softmax_j(s_j/tau), no pair is ever
+    formed: time and memory grow with P * G. `-(weight_PG * score_PG).sum()` with the weights held constant has the
+    gradient of -J.
 
     Args:
         score_PG (`torch.Tensor` of shape `(P, G)`):
@@ -56,8 +57,8 @@ def conspo_weights(
         margin (`float`, *optional*, defaults to `0.0`):
             m, in nats a token; see [`scheduled_margin`].
         share_PG (`torch.Tensor` of shape `(P, G)`, *optional*):
-            Positive numbers: what each right rollout counts for in the mean over its group's right ones, in place of 1/N+;
-            they are divided by their sum. Ours, not the paper's. Default: all the same.
+            Positive numbers: what each right rollout counts for in the mean over its group's right ones, in place of
+            1/N+; they are divided by their sum. Ours, not the paper's. Default: all the same.
 
     Returns:
         `tuple` of `weight_PG` (`(P, G)`, 0 where the rollout is not valid or its group lacks right or wrong ones) and
@@ -74,7 +75,8 @@ def conspo_weights(
     right_PG, wrong_PG = right_PG & live_P1, wrong_PG & live_P1
 
     logit_PG = score_PG / temperature
-    # Where a group is not live, log-sum-exp and softmax see zeros: nothing of them is used, and nothing of them is NaN.
+    # Where a group is not live, log-sum-exp and softmax see zeros: nothing of them is used, and nothing of them is
+    # NaN.
     wrong_logit_PG = logit_PG.masked_fill(~wrong_PG, -torch.inf).masked_fill(~live_P1, 0.0)
     lead_PG = (score_PG - margin) / temperature - wrong_logit_PG.logsumexp(1, keepdim=True)  # log P_i - log(1 - P_i)
     lead_PG = lead_PG.masked_fill(~right_PG, 0.0)

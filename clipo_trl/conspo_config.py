@@ -1,10 +1,17 @@
-"""Configuration of ConSPO (arXiv 2605.12969), alone and under CLIPO: its fields, what it makes of TRL's, and their checks."""
+"""Configuration of ConSPO (arXiv 2605.12969), alone and under CLIPO: its fields, and checks of them and of TRL's."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from trl import GRPOConfig
 
 from .config import CLIPOConfigMixin, SuccessFields, with_parameters
+
+
+if TYPE_CHECKING:
+    from .parent_shapes import GRPOArguments as ParentConfig  # whose fields the mixin's checks read
+else:
+    ParentConfig = object
 
 
 # Fields of TRL that would make the gradient another one than that of eq. 13, and the value at which they do not.
@@ -44,13 +51,14 @@ class ConSPOFields:
 
 
 @dataclass
-class ConSPOConfigMixin(ConSPOFields, SuccessFields):
+class ConSPOConfigMixin(ConSPOFields, SuccessFields, ParentConfig):
     r"""
-    The fields that ConSPO adds to the configuration of a GRPO-shaped trainer, and other defaults of two that TRL has: `loss_type` is
-    `"grpo"` and `vllm_importance_sampling_correction` is `False`. Other values of these are refused, since the gradient
-    would not be that of eq. 13; so are other values of `top_entropy_quantile`, `off_policy_mask_threshold` and `delta`.
-    Nothing reads `epsilon`, `epsilon_high`, `importance_sampling_level` and `scale_rewards`: there is no ratio, no clip and
-    no advantage. With `beta` the KL term is TRL's; in it, too, the ratio of `use_bias_correction_kl` is 1, with its gradient.
+    The fields that ConSPO adds to the configuration of a GRPO-shaped trainer, and other defaults of two that TRL has:
+    `loss_type` is `"grpo"` and `vllm_importance_sampling_correction` is `False`. Other values of these are refused,
+    since the gradient would not be that of eq. 13; so are other values of `top_entropy_quantile`,
+    `off_policy_mask_threshold` and `delta`. Nothing reads `epsilon`, `epsilon_high`, `importance_sampling_level` and
+    `scale_rewards`: there is no ratio, no clip and no advantage. With `beta` the KL term is TRL's; in it, too, the
+    ratio of `use_bias_correction_kl` is 1, with its gradient.
     """
 
     loss_type: str = field(
@@ -91,8 +99,8 @@ class ConSPOConfigMixin(ConSPOFields, SuccessFields):
 @dataclass
 class ConSPOConfig(ConSPOConfigMixin, GRPOConfig):
     r"""
-    Configuration class for the [`ConSPOTrainer`]: every field of `GRPOConfig`, and those of [`ConSPOConfigMixin`], listed
-    below. The fields of success are CLIPO's.
+    Configuration class for the [`ConSPOTrainer`]: every field of `GRPOConfig`, and those of [`ConSPOConfigMixin`],
+    listed below. The fields of success are CLIPO's.
     """
 
 
@@ -104,9 +112,9 @@ class CLIPOConSPOConfig(ConSPOConfigMixin, CLIPOConfigMixin, GRPOConfig):
 
     Parameters:
         conspo_contrastive_scale (`float`, *optional*, defaults to `0.0`):
-            Scale k >= 0 of what a right rollout counts for in its group: exp(k r) with r its contrastive reward, divided by
-            the sum over the group's right ones. At 0.0 all count the same, as in the paper, and the contrastive reward has
-            no effect on the policy. Ours, in neither paper.
+            Scale k >= 0 of what a right rollout counts for in its group: exp(k r) with r its contrastive reward,
+            divided by the sum over the group's right ones. At 0.0 all count the same, as in the paper, and the
+            contrastive reward has no effect on the policy. Ours, in neither paper.
     """
 
     conspo_contrastive_scale: float = field(

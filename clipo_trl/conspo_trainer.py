@@ -1,14 +1,16 @@
-"""ConSPO (arXiv 2605.12969) on top of TRL's `GRPOTrainer`: other weights in place of the advantages, alone or under CLIPO.
+"""ConSPO (arXiv 2605.12969) on top of TRL's `GRPOTrainer`: its weights in place of the advantages.
 
-    rewards --success.py--> right or wrong, log-probabilities --conspo.py--> scores --> weights --TRL, as advantages--> policy loss
+    rewards --success.py--> right or wrong, log-probabilities --conspo.py--> scores --> weights --TRL, as advantages-->
+    policy loss
 
-**Why that is enough.** `GRPOTrainer` with `loss_type="grpo"` takes, of each micro-batch of b rollouts, the mean over rollouts of the
-mean over tokens of -A_i exp(log pi - log pi_old), and divides by the accumulation steps; DDP and its like average over processes.
-Without log-probabilities of an old policy in the batch TRL uses the current ones, held constant: the ratio is 1, never clipped, and
-its gradient that of log pi. So rollout i adds -A_i ds_i / n to the gradient, with s_i its score and n the rollouts of an optimizer
-step. ConSPO's gradient is the mean over the P' live groups of sum_i w_i ds_i (Lemma 2): A_i = w_i N / P', over the N rollouts of the
-generation batch, gives exactly that where the batch makes one optimizer step, and parts that average to it where it makes
-several. A group need not meet in one micro-batch or on one process: only its scores do, and they travel without gradient.
+**Why that is enough.** `GRPOTrainer` with `loss_type="grpo"` takes, of each micro-batch of b rollouts, the mean over
+rollouts of the mean over tokens of -A_i exp(log pi - log pi_old), and divides by the accumulation steps; DDP and its
+like average over processes. Without log-probabilities of an old policy in the batch TRL uses the current ones, held
+constant: the ratio is 1, never clipped, and its gradient that of log pi. So rollout i adds -A_i ds_i / n to the
+gradient, with s_i its score and n the rollouts of an optimizer step. ConSPO's gradient is the mean over the P' live
+groups of sum_i w_i ds_i (Lemma 2): A_i = w_i N / P', over the N rollouts of the generation batch, gives exactly that
+where the batch makes one optimizer step, and parts that average to it where it makes several. A group need not meet in
+one micro-batch or on one process: only its scores do, and they travel without gradient.
 
 **Scores are held.** They are those of the policy that the generation batch was made with, also in its later optimizer
 steps (`num_iterations`, `steps_per_generation`); `conspo/score_staleness` says how far the scores have moved since.
@@ -48,11 +50,11 @@ else:
 
 class ConSPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
     """
-    ConSPO for any trainer that is shaped like `GRPOTrainer`, [`CLIPOMixin`] among them: `class MyTrainer(ConSPOMixin, CLIPOMixin,
-    GRPOTrainer)`, with a configuration that has [`ConSPOConfigMixin`].
+    ConSPO for any trainer that is shaped like `GRPOTrainer`, [`CLIPOMixin`] among them: `class MyTrainer(ConSPOMixin,
+    CLIPOMixin, GRPOTrainer)`, with a configuration that has [`ConSPOConfigMixin`].
 
-    The only change to the parent: `advantages` are the weights of [`conspo_weights`], and no log-probabilities of an old
-    policy stay beside them. In evaluation nothing is changed. See the head of this module for the arithmetic.
+    The only change to the parent: `advantages` are the weights of [`conspo_weights`], and no log-probabilities of an
+    old policy stay beside them. In evaluation nothing is changed. See the head of this module for the arithmetic.
     """
 
     args: ConSPOArguments
@@ -138,8 +140,8 @@ class ConSPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
 
     def _current_logps(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """
-        Log-probabilities (B, T) under the policy as it is: those that TRL has for the ratio, where it has any, else of a pass of
-        their own. They are taken out of the batch, so that there is no ratio.
+        Log-probabilities (B, T) under the policy as it is: those that TRL has for the ratio, where it has any, else of
+        a pass of their own. They are taken out of the batch, so that there is no ratio.
         """
         if "pixel_values" in batch:
             raise ValueError("A rollout has an image, but ConSPO scores text rollouts only. Train with `GRPOTrainer`.")
@@ -185,9 +187,10 @@ class ConSPOTrainer(ConSPOMixin, GRPOTrainer):
     """
     Trainer for Contrastive Sequence-level Policy Optimization (ConSPO, https://huggingface.co/papers/2605.12969).
 
-    The only change w.r.t. `GRPOTrainer` is the weight of each rollout in the policy gradient: that of a contrast of each right
-    rollout with the wrong ones of its group, by their mean log-probabilities a token, without ratio or clipping. Groups
-    that are all right or all wrong have none. It takes what `GRPOTrainer` takes, and a [`ConSPOConfig`].
+    The only change w.r.t. `GRPOTrainer` is the weight of each rollout in the policy gradient: that of a contrast of
+    each right rollout with the wrong ones of its group, by their mean log-probabilities a token, without ratio or
+    clipping. Groups that are all right or all wrong have none. It takes what `GRPOTrainer` takes, and a
+    [`ConSPOConfig`].
 
     Attributes:
         success_rule ([`SuccessRule`]): the rewards that decide which rollouts are right, and how they were chosen.
@@ -214,10 +217,11 @@ class CLIPOConSPOTrainer(ConSPOMixin, CLIPOMixin, GRPOTrainer):
     """
     ConSPO with CLIPO's head beside it: ours, in neither paper.
 
-    ConSPO looks at a rollout's score and at whether it is right; a reward beside that has no say. So that the contrastive reward
-    can matter, a right rollout counts for exp(k r) in the mean over its group's right ones, r being its contrastive reward and
-    k `conspo_contrastive_scale`. With k = 0, the default, or `contrastive_reward_weight=0.0`, the policy is trained
-    exactly as by [`ConSPOTrainer`]. It takes what [`CLIPOTrainer`] takes, and a [`CLIPOConSPOConfig`].
+    ConSPO looks at a rollout's score and at whether it is right; a reward beside that has no say. So that the
+    contrastive reward can matter, a right rollout counts for exp(k r) in the mean over its group's right ones, r being
+    its contrastive reward and k `conspo_contrastive_scale`. With k = 0, the default, or
+    `contrastive_reward_weight=0.0`, the policy is trained exactly as by [`ConSPOTrainer`]. It takes what
+    [`CLIPOTrainer`] takes, and a [`CLIPOConSPOConfig`].
     """
 
     args: Any  # a `CLIPOConSPOConfig`, whose two mixins type it apart

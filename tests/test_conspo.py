@@ -1,4 +1,4 @@
-"""ConSPO: the weights against golden vectors and autograd, the trainer's gradient against eq. 13, and what stays as it was."""
+"""ConSPO: weights against golden vectors and autograd, the trainer's gradient against eq. 13, and what stays."""
 
 import json
 import math
@@ -108,7 +108,7 @@ def test_scores_that_lie_far_apart_overflow_nothing():
 
 
 def test_at_the_papers_temperature_it_is_nearly_linear():
-    """The docs say so: wrong rollouts 0.2 nat a token apart weigh the same to 2 percent, and 1/5 of the weight at tau 0.1."""
+    """Wrong rollouts 0.2 nat a token apart weigh the same to 2 percent; at tau 0.1 one has 7 times the weight."""
     score = torch.tensor([[-0.3, -0.4, -0.6]])
     correct = torch.tensor([[True, False, False]])
     weight, _ = conspo_weights(score, correct, temperature=10.0)
@@ -299,7 +299,7 @@ def test_scores_are_held_and_a_metric_says_how_stale_they_are(tmp_path, settings
     staleness = [row["conspo/score_staleness"] for row in rows(trainer)]
     assert all(moved < 1e-5 for moved in staleness[::every])
     assert all(moved > 1e-3 for i, moved in enumerate(staleness) if i % every)
-    # The weights are those of the batch's first policy, the ratio is 1: the loss is minus the sum of the weights, and that is 0.
+    # The weights are the first policy's and the ratio is 1: the loss is minus the sum of the weights, which is 0.
     if "num_iterations" in settings:
         assert [row["loss"] for row in rows(trainer)] == pytest.approx([0] * 6, abs=1e-4)
 

@@ -1,4 +1,5 @@
-"""The head's warm-up with a frozen policy: how long it lasts, that it eats nothing of the schedule, and that it pays for nothing."""
+"""The head's warm-up with a frozen policy: how long it lasts, that it eats nothing of the schedule, and that it pays
+for nothing."""
 
 import pytest
 import torch

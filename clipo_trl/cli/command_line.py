@@ -1,8 +1,9 @@
-"""What is wrong with the words after `clipo train` or `clipo evaluate`, as far as that can be told before anything slow is imported.
+"""What is wrong with the words after `clipo train` or `clipo evaluate`, as far as that can be told before anything
+slow is imported.
 
-The commands check first and import torch, transformers and TRL afterwards, so that a mistyped path costs no minute. What needs
-those (values of `CLIPOConfig`, rows of a dataset) is checked by them, later; all of it is a [`UsageError`], which
-[`usage_errors`] shows as a sentence.
+The commands check first and import torch, transformers and TRL afterwards, so that a mistyped path costs no minute.
+What needs those (values of `CLIPOConfig`, rows of a dataset) is checked by them, later; all of it is a [`UsageError`],
+which [`usage_errors`] shows as a sentence.
 """
 
 import sys
@@ -17,6 +18,7 @@ import yaml
 from reward_funcs import get_reward_func
 from reward_funcs.errors import MissingFile, UsageError
 
+from ..algorithms import ALGORITHMS, find_algorithm
 from .paths import check_dataset, check_model
 
 
@@ -55,6 +57,8 @@ def check_training(argv: Sequence[str] | None = None) -> None:
     check_dataset(_one(options, "dataset_name"))
     _check_eval_datasets(options)
     _check_reward_funcs(_many(options, "reward_funcs"))
+    with argument_errors():
+        find_algorithm(_one(options, "algorithm"))
 
 
 def check_evaluation(argv: Sequence[str] | None = None) -> None:
@@ -85,6 +89,28 @@ def read_options(argv: Sequence[str] | None = None) -> Options | None:
         config = read_config(argv[place + 1])
         del argv[place : place + 2]
     return ChainMap(_read_words(argv), config)
+
+
+def read_algorithm(argv: Sequence[str] | None = None) -> tuple[str | None, list[str], set[str]]:
+    """
+    The algorithm that is named; the command line with its values added for fields that are not given; and those of its
+    fields that are given.
+    """
+    words, options = list(sys.argv[1:] if argv is None else argv), read_options(argv)
+    if options is None:  # help is asked for
+        return None, words, set()
+    name = _one(options, "algorithm")
+    algorithm = find_algorithm(name)
+    given = {field for field in algorithm.fields() if _is_set(options, field)}
+    added = (word for field, value in algorithm.defaults(given).items() for word in (f"--{field}", str(value)))
+    return name, [*words, *added], given
+
+
+def _is_set(options: Options, name: str) -> bool:
+    """As [`_given`] has it, but that `--epsilon` is no abbreviation of `epsilon_high`."""
+    words, config = options.maps
+    others = {field for algorithm in ALGORITHMS.values() for field in algorithm.fields()} - {name}
+    return name in config or any(word and name.startswith(word) and word not in others for word in words)
 
 
 def read_config(path: str) -> dict[str, Any]:
@@ -119,7 +145,8 @@ def _read_words(argv: list[str]) -> dict[str, list[str]]:
 
 
 def _given(options: Options, name: str) -> Any:
-    """Value of an option under its name, or under an abbreviation of it, which argparse takes too; `None` if it is not given."""
+    """Value of an option under its name, or under an abbreviation of it, which argparse takes too; `None` if it is not
+    given."""
     words, config = options.maps
     option = next(
         (option for option in (name, *words) if option in words and option and name.startswith(option)), None

@@ -11,6 +11,7 @@ from reward_funcs import get_reward_func
 from reward_funcs.errors import UsageError
 from reward_funcs.pool import default_num_workers
 
+from ..algorithms import find_algorithm
 from ..capture import choose_capture_mode, trl_scores_rollouts
 from ..hidden_states import HiddenStateReader
 from ..parent_shapes import CLIPOArguments
@@ -31,7 +32,8 @@ JUDGES = {"named": " (named by contrastive_success_rewards)", "only": " (no othe
 
 
 def run_rows(argv: list[str]) -> list[Row]:
-    """What `clipo train` would choose with these words; a run that this machine refuses is explained as one on a CPU."""
+    """What `clipo train` would choose with these words; a run that this machine refuses is explained as one on a
+    CPU."""
     rows = []
     try:
         arguments = parse_arguments(argv)
@@ -55,11 +57,12 @@ def choice_rows(script_args: ScriptArguments, args: CLIPOArguments, model_args: 
     with argument_errors():
         shifts, model = look_at_model(args, model_args)
         rows = [
+            *explain_trainer(script_args),
             Row("model", model),
             Row(
                 "processes", f"{args.world_size}; passes over a generation batch on each: {args.steps_per_generation}"
             ),
-            Row("hidden states", explain_capture_mode(args, shifts)),
+            *([Row("hidden states", explain_capture_mode(args, shifts))] if script_args.contrastive else []),
             Row("success", explain_success(args, functions)),
             Row("answers", explain_checks(functions)),
         ]
@@ -68,9 +71,20 @@ def choice_rows(script_args: ScriptArguments, args: CLIPOArguments, model_args: 
     return rows
 
 
+def explain_trainer(script_args: ScriptArguments) -> list[Row]:
+    """Which trainer is taken, where that was chosen."""
+    name, contrastive = script_args.algorithm, script_args.contrastive
+    if name is None and contrastive:
+        return []
+    algorithm = find_algorithm(name)
+    said = f" ({name}, {algorithm.paper})" if name else ""
+    return [Row("trainer", algorithm.trainer_class(contrastive).__name__ + said)]
+
+
 def look_at_model(args: CLIPOArguments, model_args: ModelConfig) -> tuple[bool, str]:
     """
-    Whether padding on the left moves the model's positions, and a line about it; from its configuration, without weights.
+    Whether padding on the left moves the model's positions, and a line about it; from its configuration, without
+    weights.
 
     Raises:
         `ValueError`: hidden states cannot be read in this model, or not after this `contrastive_layer`.
