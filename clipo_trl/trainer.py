@@ -398,7 +398,8 @@ class CLIPOTrainer(CLIPOMixin, GRPOTrainer):
         "citation": textwrap.dedent("""\
             @article{cui2026clipo,
                 title        = {{CLIPO: Contrastive Learning in Policy Optimization Generalizes RLVR}},
-                author       = {Cui and others},
+                author       = {Sijia Cui and Pengyu Cheng and Jiajun Song and Yongbo Gai and Guojun Zhang and Zhechao Yu
+                                and Jianhe Lin and Xiaoxi Jiang and Guanjun Jiang},
                 year         = 2026,
                 eprint       = {arXiv:2603.10101},
             }"""),

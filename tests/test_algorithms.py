@@ -35,11 +35,7 @@ def trained(tmp_path, name, trainer_class, **settings):
     args = tiny_config(
         tmp_path,
         algorithm.config_class(),
-        max_steps=5,
-        steps_per_generation=2,
-        per_device_train_batch_size=8,
-        **algorithm.defaults(),
-        **settings,
+        **{"max_steps": 5, "steps_per_generation": 2, **algorithm.defaults(), **settings},
     )
     algorithm.check(str(name), args)
     trainer = trainer_class(
@@ -69,7 +65,7 @@ def test_with_weight_zero_it_is_trls_own_bit_for_bit(tmp_path, name):
 
 
 def test_no_two_algorithms_are_the_same(tmp_path):
-    # 6 tokens of 12 at most, so that DAPO masks some; a high learning rate, so that ratios leave every clip
+    # A high learning rate, so that ratios leave every clip.
     found = {
         name: trained(
             tmp_path, name, find_algorithm(name).trainer_class(contrastive=False), learning_rate=0.05, beta=0.0
@@ -80,6 +76,23 @@ def test_no_two_algorithms_are_the_same(tmp_path):
     assert not [
         (one, other) for i, one in enumerate(names) for other in names[i + 1 :] if same(found[one], found[other])
     ]
+
+
+def test_with_one_step_a_generation_batch_the_ratio_makes_no_difference(tmp_path):
+    """Those that average over a rollout's tokens, then over rollouts, have the same gradient where the ratio is 1."""
+    one_step = {"steps_per_generation": 1, "optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
+    found = {
+        name: trained(tmp_path, name, find_algorithm(name).trainer_class(contrastive=False), **one_step)
+        for name in ("grpo", "gspo", "gmpo", "sapo", "dr_grpo")
+    }
+    moved = max((found["grpo"][name] - w).abs().max() for name, w in tiny_model().named_parameters())
+    assert moved > 1e-2
+
+    def distance(name):
+        return max((weight - found["grpo"][key]).abs().max() for key, weight in found[name].items())
+
+    assert all(distance(name) < 1e-4 * moved for name in ("gspo", "gmpo", "sapo"))
+    assert distance("dr_grpo") > 0.1 * moved
 
 
 # ---------------------------------------------------------------------- what is chosen, and what is refused
