@@ -361,6 +361,17 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             load_state(checkpoint, self.head_learner, self.warmup, self.state.global_step)
+            self._drop_rollouts_of_a_longer_warmup()
+
+    def _drop_rollouts_of_a_longer_warmup(self) -> None:
+        waiting, step = self._buffered_inputs, self.state.global_step
+        if self.beta and waiting and "ref_per_token_logps" not in waiting[0] and not self.warmup.freezes(step):
+            logger.warning(
+                f"The checkpoint of step {step} lies in a frozen warm-up that is over with `contrastive_warmup_steps` "
+                f"{self.args.contrastive_warmup_steps}. The rollouts that wait there have no log-probabilities under the "
+                "reference, which `beta` needs: they are made again."
+            )
+            self._buffered_inputs = None
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
