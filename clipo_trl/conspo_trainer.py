@@ -26,7 +26,7 @@ from trl.models.utils import disable_gradient_checkpointing
 
 from .conspo import conspo_weights, scheduled_margin, sequence_scores
 from .conspo_config import CLIPOConSPOConfig, ConSPOConfig, ConSPOConfigMixin
-from .parent_shapes import GRPOArguments, arguments_by_name
+from .parent_shapes import GRPOArguments, arguments_by_name, default_arguments
 from .success import find_success_rule, label_successes, warn_of
 from .trainer import CLIPOMixin
 from .upstream.continuous_batching import ContinuousBatchingMixin
@@ -72,8 +72,7 @@ class ConSPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
 
     def _with_conspo_fields(self, args, model) -> ConSPOConfigMixin:
         if args is None:
-            name = model if isinstance(model, str) else model.config._name_or_path
-            return self._config_class(f"{name.rstrip('/').split('/')[-1]}-{self._name}")
+            return default_arguments(self, model)
         if isinstance(args, ConSPOConfigMixin):
             return args
         raise TypeError(

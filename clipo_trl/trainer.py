@@ -27,7 +27,7 @@ from .head import HEAD_FOLDER, ContrastiveHead, check_hidden_size, head_settings
 from .hidden_states import HiddenStateReader
 from .learner import HeadLearner
 from .metrics import batch_metrics
-from .parent_shapes import CLIPOArguments, arguments_by_name
+from .parent_shapes import CLIPOArguments, arguments_by_name, default_arguments
 from .scored_batch import ScoredBatch
 from .success import find_success_rule, label_successes, warn_of
 from .upstream.continuous_batching import ContinuousBatchingMixin
@@ -124,8 +124,7 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
 
     def _with_contrastive_fields(self, args, model) -> CLIPOConfigMixin:
         if args is None:
-            name = model if isinstance(model, str) else model.config._name_or_path
-            return self._config_class(f"{name.rstrip('/').split('/')[-1]}-{self._name}")
+            return default_arguments(self, model)
         if isinstance(args, CLIPOConfigMixin):
             return args
         if isinstance(args, GRPOConfig) and issubclass(self._config_class, type(args)):
