@@ -15,6 +15,7 @@ from ..checkpoint import last_whole_checkpoint
 from ..parent_shapes import CLIPOArguments
 from ..success import SuccessRule
 from ..trainer import CLIPOMixin
+from .memory import describe_memory, estimate, prompt_length, shape_of
 
 
 logger = get_logger(__name__)
@@ -86,7 +87,7 @@ def start_table(
     table.add_column()
     for section in (
         describe_inputs(trainer, script_args, model_args),
-        describe_batches(trainer.args, plan),
+        describe_batches(trainer.args, plan) | describe_needs(trainer, script_args),
         describe_clipo(trainer, plan) if with_clipo else {},
         describe_policy(trainer.args, script_args.algorithm, earlier),
     ):
@@ -116,6 +117,14 @@ def describe_inputs(trainer: Any, script_args: Any, model_args: ModelConfig) -> 
     weighted = zip(trainer.reward_weights.tolist(), trainer.reward_func_names, strict=True)
     rows["rewards"] = " + ".join(name if weight == 1 else f"{weight:g} x {name}" for weight, name in weighted)
     return rows
+
+
+def describe_needs(trainer: Any, script_args: Any) -> dict[str, str]:
+    head = getattr(trainer, "contrastive_head", None)
+    n_head = sum(p.numel() for p in head.parameters()) if head is not None else 0
+    tokens = prompt_length(script_args)
+    parts = estimate(trainer.args, shape_of(trainer.model), n_head, tokens)
+    return {"memory": describe_memory(trainer.args, parts, tokens)}
 
 
 def describe_batches(args: CLIPOArguments, plan: Plan) -> dict[str, str]:
