@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors; at run time `__getattr__` imports them
     from .callbacks import SuspiciousRolloutsCallback
-    from .config import CLIPOConfig, CLIPOConfigMixin
+    from .config import CLIPOConfig, CLIPOConfigMixin, DynamicSamplingConfigMixin
+    from .dapo import DAPOConfig, DAPOTrainer
+    from .dynamic_sampling import DynamicSamplingMixin
     from .head import ContrastiveHead
     from .health import HealthCallback
     from .losses import contrastive_loss
@@ -26,6 +28,10 @@ __all__ = [
     "CLIPOMixin",
     "CLIPOTrainer",
     "ContrastiveHead",
+    "DAPOConfig",
+    "DAPOTrainer",
+    "DynamicSamplingConfigMixin",
+    "DynamicSamplingMixin",
     "HealthCallback",
     "SuspiciousRolloutsCallback",
     "contrastive_loss",
@@ -39,6 +45,10 @@ _MODULES = {
     "CLIPOMixin": "trainer",
     "CLIPOTrainer": "trainer",
     "ContrastiveHead": "head",
+    "DAPOConfig": "dapo",
+    "DAPOTrainer": "dapo",
+    "DynamicSamplingConfigMixin": "config",
+    "DynamicSamplingMixin": "dynamic_sampling",
     "HealthCallback": "health",
     "SuspiciousRolloutsCallback": "callbacks",
     "contrastive_loss": "losses",

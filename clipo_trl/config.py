@@ -240,8 +240,48 @@ class BeyondThePaperFields:
 
 
 @dataclass
+class DynamicSamplingConfigMixin:
+    """Dynamic sampling (DAPO): only groups that teach something."""
+
+    dynamic_sampling: bool = field(
+        default=False,
+        metadata={
+            "help": "Drop groups whose verifiable reward is the same for all of their rollouts, and generate for more prompts until "
+            "the generation batch is full of others (DAPO, arXiv 2503.14476, Eq. 11). Off, nothing changes."
+        },
+    )
+    dynamic_sampling_max_attempts: int = field(
+        default=10,
+        metadata={
+            "help": "Rounds of generation for one batch, at most, the first one included. If it is not full by then, it is trained on "
+            "as it is: rollouts of dropped groups fill it up, with all of their tokens masked. DAPO's recipe uses 10."
+        },
+    )
+    dynamic_sampling_rewards: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Names of the reward functions whose weighted sum must have a spread. Default: with CLIPO, those that decide "
+            "success; else those known to tell whether the answer is right, or all where there is none."
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_dynamic_sampling_fields()
+
+    def check_dynamic_sampling_fields(self) -> None:
+        """Raise a `ValueError` for a field of dynamic sampling that cannot work, naming the field and its value."""
+        n_attempts = self.dynamic_sampling_max_attempts
+        if n_attempts < 1:
+            raise ValueError(
+                f"`dynamic_sampling_max_attempts` is {n_attempts}, but must be 1 or greater. Set 1 to mask groups without a spread and "
+                "draw no others."
+            )
+
+
+@dataclass
 class CLIPOConfigMixin(  # a dataclass lists the fields of its last base first
-    BeyondThePaperFields, SuccessFields, WarmupFields, HeadFields, MethodFields
+    DynamicSamplingConfigMixin, BeyondThePaperFields, SuccessFields, WarmupFields, HeadFields, MethodFields
 ):
     r"""
     The fields that CLIPO adds to the configuration of a GRPO-shaped trainer. [`CLIPOConfig`] is this mixin over
@@ -255,7 +295,8 @@ class CLIPOConfigMixin(  # a dataclass lists the fields of its last base first
         self.check_contrastive_fields()
 
     def check_contrastive_fields(self) -> None:
-        """Raise a `ValueError` for the first contrastive field that cannot work, naming the field and its value."""
+        """Raise a `ValueError` for the first field of CLIPO's that cannot work, naming the field and its value."""
+        self.check_dynamic_sampling_fields()
         self._check_choices()
         self._check_numbers()
         self._check_reward()
@@ -366,12 +407,12 @@ class CLIPOConfig(CLIPOConfigMixin, GRPOConfig):
 FIELD_GROUPS = tuple(reversed(CLIPOConfigMixin.__bases__))
 
 
-def with_parameters(docstring: str) -> str:
+def with_parameters(docstring: str | None, groups: tuple[type, ...] = FIELD_GROUPS) -> str:
     """Return `docstring` with a section "Parameters": the fields of each group, with type, default and description."""
     entries = []
-    for group in FIELD_GROUPS:
+    for group in groups:
         entries += [f"    > {group.__doc__}\n", *map(_describe, fields(group))]
-    return "\n".join([inspect.cleandoc(docstring), "", "Parameters:", *entries])
+    return "\n".join([inspect.cleandoc(docstring or ""), "", "Parameters:", *entries])
 
 
 def _describe(parameter: Field) -> str:

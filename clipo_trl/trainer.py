@@ -21,6 +21,7 @@ from .capture import StateSource, choose_capture_mode, trl_scores_rollouts
 from .checkpoint import load_checked, load_state, save_state
 from .completions_table import table_columns
 from .config import CLIPOConfig, CLIPOConfigMixin
+from .dynamic_sampling import DynamicSamplingMixin
 from .head import HEAD_FOLDER, ContrastiveHead, check_hidden_size, head_settings, resolve_saved_head
 from .hidden_states import HiddenStateReader
 from .learner import HeadLearner
@@ -28,9 +29,6 @@ from .metrics import batch_metrics
 from .parent_shapes import CLIPOArguments, arguments_by_name
 from .scored_batch import ScoredBatch
 from .success import find_success_rule, warn_of
-from .upstream.continuous_batching import ContinuousBatchingMixin
-from .upstream.evaluation import EvaluationMixin
-from .upstream.exact_resume import ExactResumeMixin
 from .upstream.zero3_order import forget_order_of_layers
 from .warmup import Warmup
 
@@ -43,7 +41,7 @@ def contrastive(completions, **kwargs) -> list[None]:
     return [None] * len(completions)
 
 
-class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
+class CLIPOMixin(DynamicSamplingMixin):
     """
     CLIPO for any trainer that is shaped like `GRPOTrainer`: `class MyTrainer(CLIPOMixin, GMPOTrainer)`, with a
     configuration `class MyConfig(CLIPOConfigMixin, GMPOConfig)`.
@@ -55,6 +53,7 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
 
     args: CLIPOArguments
     _config_class = CLIPOConfig
+    _not_verifiable = (contrastive.__name__,)
 
     def __init__(self, *args, **kwargs):
         given = arguments_by_name(type(self), CLIPOMixin, args, kwargs)
@@ -183,9 +182,19 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
             scored_by_trl=trl_scores_rollouts(self.args),
             shifts_with_left_padding=reader.shifts_with_left_padding,
             plain_generate=not (
-                self.use_vllm or self.use_transformers_continuous_batching or self.rollout_func or self.tools
+                self.use_vllm
+                or self.use_transformers_continuous_batching
+                or self.rollout_func
+                or self.tools
+                or self.args.dynamic_sampling  # it is not known which rollouts are kept while they are decoded
             ),
         )
+
+    def _find_spread_columns(self) -> list[int]:
+        return self._success_columns if self.args.dynamic_sampling_rewards is None else super()._find_spread_columns()
+
+    def _success_threshold(self) -> float:
+        return self.args.contrastive_success_threshold
 
     # ------------------------------------------------------------------ rollouts
 
@@ -206,9 +215,10 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
         step = self.state.global_step
         if self.use_vllm and self._last_loaded_step >= 0 and self.warmup.same_policy(self._last_loaded_step, step):
             self._last_loaded_step = step  # the engine has these weights
-        output = self.states.generate(partial(super()._generate, prompts), self._evaluating)
-        forget_order_of_layers(self)
-        return output
+        try:
+            return self.states.generate(partial(super()._generate, prompts), self._evaluating)
+        finally:  # an attempt of dynamic sampling ends here
+            forget_order_of_layers(self)
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
         def score(mask):
