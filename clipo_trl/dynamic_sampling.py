@@ -259,17 +259,18 @@ class DynamicSamplingMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatching
         n_full = n_rows * n_processes // G
         tally, n_drawn = Tally(), 0
         rollouts: list[Rollout] = []
-        rewards: list[torch.Tensor] = []
+        rewards, fillers = [], []
         while True:
             made, rewards_NF = self._attempt(inputs)
-            n_missing, n_attempts = n_full - tally.kept, tally.attempts + 1
             total_PG = total_reward(rewards_NF[:, self._spread_columns], self.reward_weights[self._spread_columns], G)
+            alive_P, n_missing = has_spread(total_PG), n_full - tally.kept
             tally.add(total_PG, n_missing, self._success_threshold())
-            is_last = tally.kept == n_full or n_attempts == self.args.dynamic_sampling_max_attempts
-            alive_P = has_spread(total_PG)
-            taken_N = taken_groups(alive_P, n_missing, fill=is_last).repeat_interleave(G)
+            is_last = tally.kept == n_full or tally.attempts == self.args.dynamic_sampling_max_attempts
+            taken_P = taken_groups(alive_P, n_missing, fill=is_last)
+            taken_N = taken_P.repeat_interleave(G)
             rollouts += self._gather_taken(made, taken_N)
-            rewards.append(rewards_NF.masked_fill(~alive_P.repeat_interleave(G)[:, None], torch.nan)[taken_N])
+            rewards.append(rewards_NF[taken_N])
+            fillers.append(~alive_P[taken_P].repeat_interleave(G))
             if is_last:
                 break
             n_groups = n_groups_to_draw(n_full - tally.kept, tally.kept, tally.seen, n_full, n_processes, G)
@@ -277,9 +278,10 @@ class DynamicSamplingMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatching
             n_drawn += n_groups
         self._prompts_drawn += n_drawn
         self._log_sampling(tally, n_full)
-        rewards_NF = torch.cat(rewards)
+        is_filler_N = torch.cat(fillers)
+        rewards_NF = torch.cat(rewards).masked_fill(is_filler_N.unsqueeze(1), torch.nan)
         place = slice(self.accelerator.process_index * n_rows, (self.accelerator.process_index + 1) * n_rows)
-        return KeptBatch(rollouts[place], rewards_NF, rewards_NF[place].isnan().all(1), tally.kept < n_full)
+        return KeptBatch(rollouts[place], rewards_NF, is_filler_N[place], tally.kept < n_full)
 
     def _attempt(self, inputs: list[dict[str, Any]]) -> tuple[list[Rollout], torch.Tensor]:
         """Rollouts of this process, and their rewards `(N, F)` of all processes, from TRL up to where it would go on with them."""
