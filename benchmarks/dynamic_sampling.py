@@ -1,8 +1,9 @@
 """What dynamic sampling costs and buys: rollouts generated for rollouts trained, on the quickstart's task.
 
-    python -m benchmarks.dynamic_sampling                        # some ten minutes on a CPU; runs/benchmarks/dynamic_sampling.{json,png}
+    python -m benchmarks.dynamic_sampling        # some ten minutes on a CPU
 
-The quickstart's starting policy and problems, trained by DAPO with dynamic sampling and by the same without it, from the same seeds.
+It writes runs/benchmarks/dynamic_sampling.{json,png}. The quickstart's starting policy and problems, trained by DAPO with
+dynamic sampling and by the same without it, from the same seeds.
 """
 
 import warnings

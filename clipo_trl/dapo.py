@@ -30,15 +30,16 @@ class DAPOConfig(DAPOFields, GRPOConfig):
     r"""
     Configuration class for the [`DAPOTrainer`]: every field of `GRPOConfig`, with these added or of another default.
 
-    Two more parts of DAPO are for you to choose: overlong filtering, `mask_truncated_completions=True`, and soft overlong punishment,
-    the reward function `reward_funcs.soft_overlong_punishment`.
+    Two more parts of DAPO are for you to choose: overlong filtering, `mask_truncated_completions=True`, and soft
+    overlong punishment, the reward function `reward_funcs.soft_overlong_punishment`.
     """
 
 
 class DAPOTrainer(DynamicSamplingMixin, GRPOTrainer):
     """
-    Trainer for Decoupled Clip and Dynamic sAmpling Policy Optimization (DAPO, https://huggingface.co/papers/2503.14476): dynamic
-    sampling over `GRPOTrainer`, and runs that resume bit for bit. Arguments are those of `GRPOTrainer`, with a [`DAPOConfig`].
+    Trainer for Decoupled Clip and Dynamic sAmpling Policy Optimization (DAPO,
+    https://huggingface.co/papers/2503.14476): dynamic sampling over `GRPOTrainer`, and runs that resume bit for bit.
+    Arguments are those of `GRPOTrainer`; `args` is a [`DAPOConfig`].
     """
 
     _tag_names = ["trl", "grpo", "dapo"]

@@ -1,12 +1,12 @@
-"""Dynamic sampling (DAPO, arXiv 2503.14476, Eq. 11): train on groups whose verifiable reward has a spread, and on no others.
+"""Dynamic sampling (DAPO, arXiv 2503.14476, Eq. 11): only groups whose verifiable reward has a spread are trained on.
 
     prompts --TRL--> rollouts --> rewards --> groups with a spread --+--> batch full --TRL--> training
        ^                                                             |
        +------------------ more prompts, if it is not <--------------+
 
-TRL makes rollouts in an attempt and is stopped once they are made; the groups that are kept are then handed back to it by its own
-door for rollouts made elsewhere, `rollout_func`. So all that follows (passes, advantages, metrics, tables, CLIPO's column and head)
-is TRL's own, once a batch, and sees what is trained on alone.
+TRL makes rollouts in an attempt and is stopped once they are made; the groups that are kept are then handed back to it
+by its own door for rollouts made elsewhere, `rollout_func`. So all that follows (passes, advantages, metrics, tables,
+CLIPO's column and head) is TRL's own, once a batch, and sees what is trained on alone.
 
 Axes: B rollouts of this process, N = P * G of all processes, P prompts, G rollouts a prompt, F reward functions.
 """
@@ -56,8 +56,8 @@ def has_spread(total_PG: torch.Tensor) -> torch.Tensor:
 
 def n_groups_to_draw(n_missing: int, n_kept: int, n_seen: int, n_full: int, n_processes: int, group_size: int) -> int:
     """
-    Groups of the next attempt: as many as fill the batch if the share that was kept of it so far stays, and not more than a full
-    batch. Their rollouts can be divided equally among the processes.
+    Groups of the next attempt: as many as fill the batch if the share that was kept of it so far stays, and not more
+    than a full batch. Their rollouts can be divided equally among the processes.
     """
     n_groups = min(ceil(n_missing * n_seen / n_kept), n_full) if n_kept else n_full
     step = n_processes // gcd(n_processes, group_size)
@@ -66,8 +66,8 @@ def n_groups_to_draw(n_missing: int, n_kept: int, n_seen: int, n_full: int, n_pr
 
 def prompts_in_order(seed: int, n_prompts: int, first: int, n: int) -> list[int]:
     """
-    Indices at the places `first` to `first + n - 1` of an endless order of prompts: one random order of all `n_prompts` after the
-    other, each of them the same whenever and wherever it is asked for.
+    Indices at the places `first` to `first + n - 1` of an endless order of prompts: one random order of all `n_prompts`
+    after the other, each of them the same whenever and wherever it is asked for.
     """
     orders: dict[int, list[int]] = {}
     indices = []
@@ -81,7 +81,10 @@ def prompts_in_order(seed: int, n_prompts: int, first: int, n: int) -> list[int]
 
 
 def taken_groups(alive_P: torch.Tensor, n_missing: int, fill: bool) -> torch.Tensor:
-    """Which groups, bool `(P,)`, are taken: the first `n_missing` that have a spread; with `fill`, others where these are too few."""
+    """
+    Which groups, bool `(P,)`, are taken: the first `n_missing` that have a spread; with `fill`, others where these are
+    too few.
+    """
     order = torch.sort(alive_P.byte(), descending=True, stable=True).indices
     n_taken = min(n_missing, len(alive_P) if fill else int(alive_P.sum()))
     taken_P = torch.zeros_like(alive_P)
@@ -94,7 +97,7 @@ def taken_groups(alive_P: torch.Tensor, n_missing: int, fill: bool) -> torch.Ten
 
 @dataclass
 class Rollout:
-    """One rollout as TRL's `_generate` gives it, with the row that it came of and its columns of the completions table."""
+    """One rollout as TRL's `_generate` gives it, with its row of the dataset and its columns of the completions table."""
 
     inputs: dict[str, Any]
     prompt: Any
@@ -173,7 +176,7 @@ class Tally:
 
 
 class _RolloutsMade(Exception):
-    """Ends an attempt: TRL has made its rollouts, and what it would do with them next waits until it is known which are kept."""
+    """Ends an attempt: TRL has made its rollouts, and shall not go on before it is known which are kept."""
 
     def __init__(self, prompts: list, output: tuple):
         self.prompts, self.output = prompts, output
@@ -184,11 +187,13 @@ class _RolloutsMade(Exception):
 
 class DynamicSamplingMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
     """
-    Dynamic sampling for any trainer that is shaped like `GRPOTrainer`: `class MyTrainer(DynamicSamplingMixin, GMPOTrainer)`, with
-    a configuration `class MyConfig(DynamicSamplingConfigMixin, GMPOConfig)`. [`DAPOTrainer`] and [`CLIPOTrainer`] have it already.
+    Dynamic sampling for any trainer that is shaped like `GRPOTrainer`: `class MyTrainer(DynamicSamplingMixin,
+    GMPOTrainer)`, with a configuration `class MyConfig(DynamicSamplingConfigMixin, GMPOConfig)`. [`DAPOTrainer`] and
+    [`CLIPOTrainer`] have it already.
 
-    Evaluation is the parent's. With `dynamic_sampling=False`, and where all groups have a spread, training is the parent's too, bit
-    for bit. What happens when the attempts are used up, and which metrics count what: docs/dynamic_sampling.md.
+    Evaluation is the parent's. With `dynamic_sampling=False`, and where all groups have a spread, training is the
+    parent's too, bit for bit. What happens when the attempts are used up, and which metrics count what:
+    docs/dynamic_sampling.md.
     """
 
     args: DynamicSamplingArguments
@@ -284,7 +289,7 @@ class DynamicSamplingMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatching
         return KeptBatch(rollouts[place], rewards_NF, is_filler_N[place], tally.kept < n_full)
 
     def _attempt(self, inputs: list[dict[str, Any]]) -> tuple[list[Rollout], torch.Tensor]:
-        """Rollouts of this process, and their rewards `(N, F)` of all processes, from TRL up to where it would go on with them."""
+        """Rollouts of this process, and rewards `(N, F)` of all processes."""
         n_tokens, metrics = self.state.num_input_tokens_seen, self._metrics["train"]
         of_attempt: defaultdict[str, list[float]] = defaultdict(list)
         self._metrics["train"] = of_attempt

@@ -1,4 +1,5 @@
-"""Which rewards say whether a rollout is correct. The contrastive loss is about correct against wrong: all else hangs on this."""
+"""Which rewards say whether a rollout is correct. The contrastive loss is about correct against wrong: all else hangs
+on this."""
 
 from typing import NamedTuple
 
@@ -21,8 +22,8 @@ class SuccessRule(NamedTuple):
     """
     A rollout is correct if the weighted sum of the rewards `names` is greater than a threshold.
 
-    `choice` tells how they were chosen: `"named"` by the user, `"only"` since there is no other, `"accuracy"` as known to tell
-    whether the answer is right, or `"all"` for want of anything better.
+    `choice` tells how they were chosen: `"named"` by the user, `"only"` since there is no other, `"accuracy"` as known
+    to tell whether the answer is right, or `"all"` for want of anything better.
     """
 
     names: list[str]
@@ -39,7 +40,8 @@ def find_success_rule(
     Args:
         weights (`dict[str, float]`): the reward functions, without CLIPO's own column.
         wanted (`list[str]`, *optional*): the value of `argument`.
-        step_reward (`str`, *optional*): `contrastive_step_reward`, which is no judge of answers unless there is no other.
+        step_reward (`str`, *optional*): `contrastive_step_reward`, which is no judge of answers unless there is no
+            other.
         argument (`str`, *optional*, defaults to `"contrastive_success_rewards"`): what it is called, for errors.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Dynamic sampling: groups without a spread in their verifiable reward are not trained on, and others take their places."""
+"""Dynamic sampling: groups without a spread in their verifiable reward make room for others."""
 
 import json
 from dataclasses import dataclass

@@ -31,7 +31,8 @@ JUDGES = {"named": " (named by contrastive_success_rewards)", "only": " (no othe
 
 
 def run_rows(argv: list[str]) -> list[Row]:
-    """What `clipo train` would choose with these words; a run that this machine refuses is explained as one on a CPU."""
+    """What `clipo train` would choose with these words; a run that this machine refuses is explained as one on a
+    CPU."""
     rows = []
     try:
         arguments = parse_arguments(argv)
@@ -70,7 +71,8 @@ def choice_rows(script_args: ScriptArguments, args: CLIPOArguments, model_args: 
 
 def look_at_model(args: CLIPOArguments, model_args: ModelConfig) -> tuple[bool, str]:
     """
-    Whether padding on the left moves the model's positions, and a line about it; from its configuration, without weights.
+    Whether padding on the left moves the model's positions, and a line about it; from its configuration, without
+    weights.
 
     Raises:
         `ValueError`: hidden states cannot be read in this model, or not after this `contrastive_layer`.
@@ -91,7 +93,7 @@ def look_at_model(args: CLIPOArguments, model_args: ModelConfig) -> tuple[bool, 
 
 def explain_capture_mode(args: CLIPOArguments, shifts_with_left_padding: bool) -> str:
     scored = trl_scores_rollouts(args)
-    plain_generate = not (args.use_vllm or args.use_transformers_continuous_batching)
+    plain_generate = not (args.use_vllm or args.use_transformers_continuous_batching or args.dynamic_sampling)
     mode = choose_capture_mode(
         scored_by_trl=scored, shifts_with_left_padding=shifts_with_left_padding, plain_generate=plain_generate
     )
@@ -104,6 +106,8 @@ def explain_capture_mode(args: CLIPOArguments, shifts_with_left_padding: bool) -
     why_not = " (not fused: padding on the left would move the model's learned positions)" if scored else ""
     sampler = "vLLM" if args.use_vllm else "continuous batching"
     reason = "the policy's own loop" if plain_generate else f"{sampler} makes the rollouts, and shows no hidden states"
+    if args.dynamic_sampling:
+        reason = "which rollouts dynamic sampling keeps is not known while they are decoded"
     return f"{mode}, {CAPTURE_MODES[mode]}: {reason}{why_not}"
 
 
