@@ -2,8 +2,8 @@
 
     python -m benchmarks.dynamic_sampling        # some ten minutes on a CPU
 
-It writes runs/benchmarks/dynamic_sampling.{json,png}. The quickstart's starting policy and problems, trained by DAPO with
-dynamic sampling and by the same without it, from the same seeds.
+It writes runs/benchmarks/dynamic_sampling.{json,png}. The quickstart's starting policy and problems, trained by DAPO
+with dynamic sampling and by the same without it, from the same seeds.
 """
 
 import warnings

@@ -26,7 +26,7 @@ from accelerate.utils import gather_object
 
 from .config import DynamicSamplingConfigMixin
 from .parent_shapes import DynamicSamplingArguments
-from .success import find_success_rule
+from .success import SuccessRule, find_success_rule
 from .upstream.continuous_batching import ContinuousBatchingMixin
 from .upstream.evaluation import EvaluationMixin
 from .upstream.exact_resume import ExactResumeMixin
@@ -66,8 +66,8 @@ def n_groups_to_draw(n_missing: int, n_kept: int, n_seen: int, n_full: int, n_pr
 
 def prompts_in_order(seed: int, n_prompts: int, first: int, n: int) -> list[int]:
     """
-    Indices at the places `first` to `first + n - 1` of an endless order of prompts: one random order of all `n_prompts`
-    after the other, each of them the same whenever and wherever it is asked for.
+    Indices at the places `first` to `first + n - 1` of an endless order of prompts: one random order of all
+    `n_prompts` after the other, each of them the same whenever and wherever it is asked for.
     """
     orders: dict[int, list[int]] = {}
     indices = []
@@ -97,7 +97,7 @@ def taken_groups(alive_P: torch.Tensor, n_missing: int, fill: bool) -> torch.Ten
 
 @dataclass
 class Rollout:
-    """One rollout as TRL's `_generate` gives it, with its row of the dataset and its columns of the completions table."""
+    """One rollout as TRL's `_generate` gives it, with its rows of the dataset and of the completions table."""
 
     inputs: dict[str, Any]
     prompt: Any
@@ -232,19 +232,17 @@ class DynamicSamplingMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatching
         """Columns of the verifiable rewards; see `dynamic_sampling_rewards`."""
         columns = {name: i for i, name in enumerate(self.reward_func_names) if name not in self._not_verifiable}
         weights = {name: self.reward_weights[column].item() for name, column in columns.items()}
+        of_clipo: SuccessRule | None = getattr(self, "success_rule", None)
         wanted = self.args.dynamic_sampling_rewards
-        rule = find_success_rule(weights, wanted, None, argument="dynamic_sampling_rewards")
-        if rule.choice == "all":
+        rule = of_clipo if wanted is None else None
+        rule = rule or find_success_rule(weights, wanted, None, argument="dynamic_sampling_rewards")
+        if rule.choice == "all" and of_clipo is None:
             logger.warning(
                 f"`dynamic_sampling` keeps the groups in which the weighted sum of ALL rewards, {' + '.join(rule.names)}, has a spread: a "
                 "reward for its length or format alone can keep a group whose answers are all right or all wrong. Name the rewards "
                 f"that tell whether the answer is right, for example `dynamic_sampling_rewards=[{rule.names[0]!r}]`."
             )
         return [columns[name] for name in rule.names]
-
-    def _success_threshold(self) -> float:
-        """Above it, a group without a spread counts as all right."""
-        return 0.0
 
     # ------------------------------------------------------------------ a generation batch
 
@@ -269,7 +267,7 @@ class DynamicSamplingMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatching
             made, rewards_NF = self._attempt(inputs)
             total_PG = total_reward(rewards_NF[:, self._spread_columns], self.reward_weights[self._spread_columns], G)
             alive_P, n_missing = has_spread(total_PG), n_full - tally.kept
-            tally.add(total_PG, n_missing, self._success_threshold())
+            tally.add(total_PG, n_missing, getattr(self.args, "contrastive_success_threshold", 0.0))
             is_last = tally.kept == n_full or tally.attempts == self.args.dynamic_sampling_max_attempts
             taken_P = taken_groups(alive_P, n_missing, fill=is_last)
             taken_N = taken_P.repeat_interleave(G)

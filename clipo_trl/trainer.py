@@ -186,20 +186,9 @@ class CLIPOMixin(DynamicSamplingMixin):
         return choose_capture_mode(
             scored_by_trl=trl_scores_rollouts(self.args),
             shifts_with_left_padding=reader.shifts_with_left_padding,
-            plain_generate=not (
-                self.use_vllm
-                or self.use_transformers_continuous_batching
-                or self.rollout_func
-                or self.tools
-                or self.args.dynamic_sampling  # it is not known which rollouts are kept while they are decoded
-            ),
+            plain_generate=not (self.use_vllm or self.use_transformers_continuous_batching or self.rollout_func)
+            and not (self.tools or self.args.dynamic_sampling),
         )
-
-    def _find_spread_columns(self) -> list[int]:
-        return self._success_columns if self.args.dynamic_sampling_rewards is None else super()._find_spread_columns()
-
-    def _success_threshold(self) -> float:
-        return self.args.contrastive_success_threshold
 
     # ------------------------------------------------------------------ rollouts
 

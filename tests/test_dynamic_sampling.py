@@ -271,7 +271,9 @@ def test_the_head_sees_each_kept_group_once_and_nothing_else(tmp_path):
     assert [row["contrastive/left_out_rollouts"] for row in rows(trainer)] == [0.0] * 5
 
 
-@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "bnpo", "cispo"])
+@pytest.mark.parametrize(
+    "loss_type", ["dapo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("grpo", "bnpo", "cispo"))]
+)
 @pytest.mark.parametrize("settings", [{"beta": 0.1}, {**TWO_STEPS, "beta": 0.1}], ids=str)
 def test_when_the_attempts_are_used_up_what_there_is_is_trained(settings, loss_type, tmp_path, caplog):
     trainer = train(
@@ -468,13 +470,15 @@ def test_evaluation_is_untouched(tmp_path):
 # ---------------------------------------------------------------------- resuming
 
 
-@pytest.mark.parametrize("split", ["two steps a generation batch", "two iterations"])
+@pytest.mark.parametrize(
+    "split", ["two steps a generation batch", pytest.param("two iterations", marks=pytest.mark.slow)]
+)
 def test_any_step_will_do(split, tmp_path):
     settings = {"reward": by_prompt, "dataset": SOME_DEAD, "max_steps": 7, "dynamic_sampling_max_attempts": 3}
     settings |= {**EVERY_STEP, **SPLITS[split]}
     whole = train(tmp_path, **settings)
     assert max(row.get("dynamic_sampling/attempts", 0) for row in rows(whole)) > 1
-    for step in range(1, 7):
+    for step in (2, 3, 5):
         resumed = train(tmp_path / "again", resume=str(tmp_path / f"checkpoint-{step}"), **settings)
         assert same(weights(resumed.model), weights(whole.model))
         assert (resumed._prompts_drawn, resumed._prompts_consumed) == (whole._prompts_drawn, whole._prompts_consumed)
@@ -490,7 +494,7 @@ def test_clipo_resumes_at_any_step(tmp_path):
     settings = {"max_steps": 6, "trainer_class": CLIPOTrainer, **EVERY_STEP, **SPLITS["warm-up"]}
     settings |= {"reward": by_prompt, "dataset": SOME_DEAD}
     whole = train(tmp_path, **settings)
-    for step in range(1, 6):
+    for step in (1, 2, 4):
         resumed = train(tmp_path / "again", resume=str(tmp_path / f"checkpoint-{step}"), **settings)
         assert_same_clipo_run(resumed, whole)
 
