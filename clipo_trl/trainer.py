@@ -32,7 +32,7 @@ from .parent_shapes import CLIPOArguments, arguments_by_name
 from .scored_batch import ScoredBatch
 from .success import find_success_rule, warn_of
 from .upstream.zero3_order import forget_order_of_layers
-from .warmup import Warmup
+from .warmup import Warmup, deepspeed_steps_the_scheduler
 
 
 logger = get_logger(__name__)
@@ -224,18 +224,22 @@ class CLIPOMixin(DynamicSamplingMixin):
     # ------------------------------------------------------------------ reward and head
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self._evaluating:
+            rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
             self._add_to_completions_table(len(prompts))
             return rewards_per_func
         start = time.perf_counter()
+        # First: a pass of our own then runs on the device while the reward functions run on the host.
         pooled_BH = self.states.pooled(
             self.model_wrapped, self.args.per_device_train_batch_size, self._tokenizer.pad_token_id
         )
         if self.states.n_extra_passes:
             self._log_contrastive(extra_forward_passes=float(self.states.n_extra_passes))
+        own_seconds = time.perf_counter() - start
+        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        start = time.perf_counter()
         rewards_per_func[:, self._column] = self._contrastive_column(rewards_per_func, pooled_BH)
-        self._log_contrastive(seconds=time.perf_counter() - start)
+        self._log_contrastive(seconds=own_seconds + time.perf_counter() - start)
         return rewards_per_func
 
     def _contrastive_column(self, rewards_per_func: torch.Tensor, pooled_BH: torch.Tensor) -> torch.Tensor:
@@ -302,14 +306,9 @@ class CLIPOMixin(DynamicSamplingMixin):
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         ours = self.lr_scheduler is None  # not one of the user's
         scheduler = super().create_scheduler(max(num_training_steps - self.warmup.frozen_steps, 1), optimizer)
-        if ours and not self._deepspeed_steps_the_scheduler():
+        if ours and not deepspeed_steps_the_scheduler(self.accelerator):
             self.warmup.delay(scheduler)
         return scheduler
-
-    def _deepspeed_steps_the_scheduler(self) -> bool:
-        """With an optimizer of its own it does, after backward passes alone: it counts no frozen step."""
-        plugin = self.accelerator.state.deepspeed_plugin
-        return plugin is not None and "optimizer" in plugin.deepspeed_config
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         if not resume_from_checkpoint and not self.warmup.has_batch(self.head_learner.n_batches):

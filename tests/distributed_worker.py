@@ -100,7 +100,14 @@ class Recording(CLIPOTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.seen = []
+        self.seen, self.fetched_ahead = [], []
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        optimizer = getattr(self.model_wrapped, "optimizer", None)
+        if hasattr(optimizer, "parameter_offload"):  # ZeRO-3; its order of layers was that of the step before
+            self.fetched_ahead.append(optimizer.parameter_offload.get_param_coordinator().is_complete_trace())
+        return loss
 
     def _choose_capture_mode(self, reader):
         return self.mode or super()._choose_capture_mode(reader)
@@ -258,6 +265,22 @@ def even_in_first_group(completions, **kwargs):
     return [float(reward and first + i < 4) for i, reward in enumerate(even(completions))]
 
 
+def from_elsewhere(prompts, trainer):
+    """Rollouts that the policy does not generate itself, the same for a row of a generation batch on any process."""
+    tokenizer, first = trainer.processing_class, world()[0] * len(prompts)
+    draws = torch.Generator().manual_seed(trainer.head_learner.n_batches)
+    lengths = torch.randint(1, 9, (world()[1] * len(prompts),), generator=draws).tolist()
+    tokens = torch.randint(3, 20, (len(lengths), max(lengths)), generator=draws).tolist()
+    completion_ids = [tokens[row][: lengths[row]] for row in range(first, first + len(prompts))]
+    return {
+        "prompt_ids": [
+            tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in prompts
+        ],
+        "completion_ids": completion_ids,
+        "logprobs": [[-1.0] * len(ids) for ids in completion_ids],
+    }
+
+
 def never(completions, **kwargs):
     return [0.0] * len(completions)
 
@@ -292,6 +315,7 @@ LONG = {
 CASES = {
     "decode": {},
     "forward": {"mode": "forward"},
+    "from_elsewhere": {"rollout_func": from_elsewhere, "max_steps": 6},
     "fused": {"num_iterations": 2, "max_steps": 6},
     "mean": {"contrastive_debias": "mean_subtract", "contrastive_level": "cross", "contrastive_head_type": "mlp"},
     "agreement": {
@@ -338,6 +362,7 @@ def make_trainer(
     tied=False,
     mode=None,
     when=None,
+    rollout_func=None,
     **settings,
 ):
     defaults = {
@@ -362,6 +387,7 @@ def make_trainer(
         tiny_config(output_dir, **{**defaults, **settings}),
         train_dataset=tiny_dataset(),
         processing_class=tiny_tokenizer(),
+        rollout_func=rollout_func,
         **more,
     )
 
@@ -382,6 +408,7 @@ def report(trainer) -> dict:
         "mean": trainer.contrastive_head.mean_H,
         "moments": [state["exp_avg"] for state in trainer.head_learner.optimizer.state.values()],
         "seen": trainer.seen,
+        "fetched_ahead": trainer.fetched_ahead,
         "log": [
             {key: value for key, value in row.items() if not any(word in key for word in timed)}
             for row in trainer.state.log_history

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from transformers import logging
 from trl import GRPOTrainer
 
-from benchmarks import common, dynamic_sampling, loss, overhead, scaling
+from benchmarks import common, dynamic_sampling, gpu, loss, overhead, scaling
 from clipo_trl import contrastive_loss
 from clipo_trl.hidden_states import RolloutTokens
 from experiments.starting_policy import Phase, warm_start
@@ -220,6 +220,43 @@ def test_random_prompts_are_of_the_wanted_length(tmp_path, tiny):
     assert isinstance(trainer.train_dataset, Dataset)
     for row in trainer.train_dataset:
         assert len(trainer.processing_class(row["prompt"])["input_ids"]) == tiny.n_prompt
+
+
+def test_a_gpu_run_reports_every_part_whatever_fails():
+    spread = {"median": 1.01}
+    row = dict.fromkeys(("step_time_ratio", "peak_memory_ratio", "seconds", "grpo_seconds", "own_share"), spread)
+
+    def fails():
+        raise RuntimeError("out of memory\nand more")
+
+    results = gpu.run_parts(
+        {
+            "tests": lambda: {"summary": "20 passed"},
+            "overhead": lambda: {"rows": [{"mode": "fused", **row}]},
+            "quickstart": fails,
+        }
+    )
+    text = gpu.markdown(results)
+    assert "| tests | 20 passed |" in text and "| `fused` | 1.010 | 1.010 | 1.01 | 1.01 | 101.0% |" in text
+    assert "| quickstart | FAILED: RuntimeError: out of memory |" in text
+
+
+def test_rollouts_of_the_warm_up_round_may_be_short():
+    settings = overhead.Settings(shape="tiny", rounds=1, seeds=1, warm_up_tokens=2)
+    lengths = []
+
+    class Noted(overhead.TurnsTrainer):
+        def _generate(self, prompts):
+            output = super()._generate(prompts)
+            lengths.append({len(ids) for ids in output[1]})
+            return output
+
+    original, overhead.TurnsTrainer = overhead.TurnsTrainer, Noted
+    try:
+        overhead.run(settings)
+    finally:
+        overhead.TurnsTrainer = original
+    assert lengths == [{2}] * 4 + [{8}] * 4 + [{2}] * 2 + [{8}] * 2
 
 
 # ---------------------------------------------------------------------- dynamic sampling

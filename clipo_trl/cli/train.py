@@ -1,8 +1,8 @@
 """Train a model with CLIPO.
 
     clipo train --config configs/lora_single_gpu.yaml --learning_rate 5e-6 --contrastive_reward_weight 0.1
-    accelerate launch --config_file configs/accelerate/zero2.yaml -m clipo_trl.cli train --config
-    configs/track1_gsm8k.yaml
+    accelerate launch --config_file configs/accelerate/zero2.yaml \\
+        -m clipo_trl.cli train --config configs/track1_gsm8k.yaml
 
 Every field of [`ScriptArguments`] (below), [`CLIPOConfig`] (with all of TRL's `GRPOConfig` and transformers'
 `TrainingArguments`) and TRL's `ModelConfig` (dtype, attention, PEFT, quantization) can stand in the YAML file or on
@@ -10,10 +10,14 @@ the command line, which has the last word.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from rich.console import Console
 from transformers import AutoTokenizer
@@ -179,8 +183,21 @@ def load_reward_funcs(script_args: ScriptArguments, training_args: CLIPOArgument
     length = training_args.max_completion_length
     reward_funcs = [get_reward_func(name, max_completion_length=length) for name in script_args.reward_funcs]
     if COMPARE_GOLDS & set(reward_funcs):
-        check_golds(train_dataset, script_args.max_unparsable_share)
+        on_one_process(partial(check_golds, train_dataset, script_args.max_unparsable_share))
     return reward_funcs
+
+
+def on_one_process(check: Callable[[], Any]) -> None:
+    """Run a check on the first process; its error is raised on all, so that none waits for another."""
+    found: Exception | None = None
+    if PartialState().is_main_process:
+        try:
+            check()
+        except Exception as error:
+            found = error
+    [found] = broadcast_object_list([found])
+    if found is not None:
+        raise found
 
 
 def save(trainer: CLIPOTrainer, script_args: ScriptArguments) -> None:
