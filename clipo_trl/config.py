@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from transformers.utils import logging
 from trl import GRPOConfig
 
+from .dynamic_sampling_config import DynamicSamplingConfigMixin
+
 
 if TYPE_CHECKING:
     from .parent_shapes import GRPOArguments as ParentConfig  # whose fields the mixin's checks read
@@ -246,46 +248,6 @@ class BeyondThePaperFields:
 
 
 @dataclass
-class DynamicSamplingConfigMixin(ParentConfig):
-    """Dynamic sampling (DAPO): only groups that teach something."""
-
-    dynamic_sampling: bool = field(
-        default=False,
-        metadata={
-            "help": "Drop groups whose verifiable reward is the same for all of their rollouts, and generate for more prompts until "
-            "the generation batch is full of others (DAPO, arXiv 2503.14476, Eq. 11). Off, nothing changes."
-        },
-    )
-    dynamic_sampling_max_attempts: int = field(
-        default=10,
-        metadata={
-            "help": "Rounds of generation for one batch, at most, the first one included. If it is not full by then, it is trained on "
-            "as it is: rollouts of dropped groups fill it up, with all of their tokens masked. DAPO's recipe uses 10."
-        },
-    )
-    dynamic_sampling_rewards: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Names of the reward functions whose weighted sum must have a spread. Default: with CLIPO, those that decide "
-            "success; else those known to tell whether the answer is right, or all where there is none."
-        },
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.check_dynamic_sampling_fields()
-
-    def check_dynamic_sampling_fields(self) -> None:
-        """Raise a `ValueError` for a field of dynamic sampling that cannot work, naming the field and its value."""
-        n_attempts = self.dynamic_sampling_max_attempts
-        if n_attempts < 1:
-            raise ValueError(
-                f"`dynamic_sampling_max_attempts` is {n_attempts}, but must be 1 or greater. Set 1 to mask groups without a spread and "
-                "draw no others."
-            )
-
-
-@dataclass
 class CLIPOConfigMixin(  # a dataclass lists the fields of its last base first
     DynamicSamplingConfigMixin,
     BeyondThePaperFields,
@@ -417,6 +379,22 @@ class CLIPOConfig(CLIPOConfigMixin, GRPOConfig):
     One default is another: with `load_best_model_at_end`, the best model is the one of the highest evaluation
     `reward`.
     """
+
+
+def warn_of_combinations(args: Any) -> None:
+    """Warn of fields of a GRPO-shaped trainer's configuration that work, but hardly as meant when they meet."""
+    if args.multi_objective_aggregation == "normalize_then_sum" and args.contrastive_reward_weight > 0:
+        logger.warning(
+            "`multi_objective_aggregation='normalize_then_sum'` divides each reward by its own standard deviation: "
+            "`contrastive_reward_weight` acts through the floor only, and the contrastive reward counts as much as any "
+            "other. Use 'sum_then_normalize' for the paper's method."
+        )
+    if (args.contrastive_reward_type, args.contrastive_debias) == ("similarity_gap", "group_center"):
+        logger.warning(
+            "`contrastive_debias='group_center'` turns the mean of a group's wrong rollouts into that of its correct ones "
+            "with the sign changed: `contrastive_reward_type='similarity_gap'` then says little that 'agreement' does not. "
+            "Leave one of them out."
+        )
 
 
 FIELD_GROUPS = tuple(base for base in reversed(CLIPOConfigMixin.__bases__) if base is not object)

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field, fields
 
 from trl import GRPOConfig, GRPOTrainer
 
-from .config import DynamicSamplingConfigMixin, with_parameters
+from .config import with_parameters
 from .dynamic_sampling import DynamicSamplingMixin
+from .dynamic_sampling_config import DynamicSamplingConfigMixin
 
 
 _DYNAMIC_SAMPLING = {one.name: one.metadata for one in fields(DynamicSamplingConfigMixin)}

@@ -24,7 +24,7 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 
-from .config import DynamicSamplingConfigMixin
+from .dynamic_sampling_config import DynamicSamplingConfigMixin
 from .parent_shapes import DynamicSamplingArguments
 from .success import SuccessRule, find_success_rule
 from .upstream.continuous_batching import ContinuousBatchingMixin

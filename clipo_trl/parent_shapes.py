@@ -7,7 +7,8 @@ from torch import nn
 from transformers import SchedulerType
 from trl import GRPOConfig, GRPOTrainer
 
-from .config import CLIPOConfigMixin, DynamicSamplingConfigMixin
+from .config import CLIPOConfigMixin
+from .dynamic_sampling_config import DynamicSamplingConfigMixin
 
 
 if TYPE_CHECKING:
@@ -46,6 +47,12 @@ else:
     DynamicSamplingArguments = DynamicSamplingConfigMixin
     CLIPOArguments = CLIPOConfigMixin
     GRPOTrainerShape = object
+
+
+def default_arguments(trainer: Any, model: Any) -> Any:
+    """What a trainer of ours takes where it is given no `args`: its own configuration, a folder named after both."""
+    name = model if isinstance(model, str) else model.config._name_or_path
+    return trainer._config_class(f"{name.rstrip('/').split('/')[-1]}-{trainer._name}")
 
 
 def arguments_by_name(cls: type, mixin: type, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

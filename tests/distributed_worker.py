@@ -21,7 +21,7 @@ from accelerate import PartialState
 from safetensors.torch import save
 from tiny_models import tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
 
-from clipo_trl import CLIPOTrainer
+from clipo_trl import CLIPOConfig, CLIPOConSPOConfig, CLIPOConSPOTrainer, CLIPOTrainer
 
 
 N_ROLLOUTS = 12  # three groups of 4: the middle one straddles two processes
@@ -141,6 +141,10 @@ class SameRollouts(Recording):
             return super()._generate(prompts)
         finally:
             torch.multinomial = multinomial
+
+
+class SameContrasts(CLIPOConSPOTrainer, SameRollouts):
+    """ConSPO with CLIPO's head."""
 
 
 class KilledInStep(Recording):
@@ -312,6 +316,14 @@ LONG = {
     "logging_steps": 2,
     "contrastive_warmup_steps": 1,
 }
+CONSPO = {  # with plain SGD, small differences of gradients stay small
+    "trainer_class": SameContrasts,
+    "config_class": CLIPOConSPOConfig,
+    "conspo_contrastive_scale": 2.0,
+    "conspo_temperature": 0.5,
+    "optim": "sgd",
+    "learning_rate": 1e-2,
+}
 CASES = {
     "decode": {},
     "forward": {"mode": "forward"},
@@ -330,6 +342,8 @@ CASES = {
     "one_group": {"reward": even_in_first_group},
     "no_group": {"reward": never},
     "warmup": {"contrastive_warmup_steps": 2},
+    "conspo": CONSPO,
+    "conspo_parts": {**CONSPO, "gradient_accumulation_steps": 2, "num_iterations": 2},
     "wide": {"n_rollouts": 24},
     "tied_gather_off": {"tied": True, "ds3_gather_for_generation": False},
     "untied_gather_off": {"ds3_gather_for_generation": False},
@@ -356,6 +370,7 @@ def make_trainer(
     backend: str,
     output_dir,
     trainer_class=SameRollouts,
+    config_class=CLIPOConfig,
     reward=even,
     n_rollouts=N_ROLLOUTS,
     lora=False,
@@ -384,7 +399,7 @@ def make_trainer(
     return type(trainer_class.__name__, (trainer_class,), {"mode": mode, "when": when or "start"})(
         model,
         reward,
-        tiny_config(output_dir, **{**defaults, **settings}),
+        tiny_config(output_dir, config_class, **{**defaults, **settings}),
         train_dataset=tiny_dataset(),
         processing_class=tiny_tokenizer(),
         rollout_func=rollout_func,

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from transformers import logging
 from trl import GRPOTrainer
 
-from benchmarks import common, dynamic_sampling, gpu, loss, overhead, scaling
+from benchmarks import common, conspo_weights, dynamic_sampling, gpu, loss, overhead, scaling
 from clipo_trl import contrastive_loss
 from clipo_trl.hidden_states import RolloutTokens
 from experiments.starting_policy import Phase, warm_start
@@ -109,6 +109,18 @@ def test_the_group_level_needs_no_memory_for_pairs_of_the_batch(monkeypatch, tmp
         assert row["times_smaller"] > (20 if row["level"] == "group" else 1)
         assert row["loss_type"] == "infonce" or row["largest_difference"] < 1e-3
         assert row["times_faster"]["n"] == 1
+
+
+# ---------------------------------------------------------------------- ConSPO's weights
+
+
+def test_conspo_weights_over_the_temperature(monkeypatch, tmp_path):
+    """The figures that docs/conspo.md tells."""
+    weights = run_main(monkeypatch, tmp_path, conspo_weights)["weights"]
+    assert all(sum(values) == pytest.approx(0, abs=1e-12) for values in weights.values())
+    assert [round(-value, 3) for value in weights["10"][2:]] == [0.205, 0.202, 0.199, 0.195]
+    assert [round(-value, 2) for value in weights["0.3162"][2:]] == [0.36, 0.22, 0.14, 0.07]
+    assert -weights["0.1"][2] / sum(weights["0.1"][:2]) == pytest.approx(0.78, abs=0.005)
 
 
 # ---------------------------------------------------------------------- overhead
