@@ -16,6 +16,9 @@ if TYPE_CHECKING:  # for editors; at run time `__getattr__` imports them
     from .conspo import conspo_weights, scheduled_margin
     from .conspo_config import CLIPOConSPOConfig, ConSPOConfig, ConSPOConfigMixin
     from .conspo_trainer import CLIPOConSPOTrainer, ConSPOMixin, ConSPOTrainer
+    from .dapo import DAPOConfig, DAPOTrainer
+    from .dynamic_sampling import DynamicSamplingMixin
+    from .dynamic_sampling_config import DynamicSamplingConfigMixin
     from .gmpo import CLIPOGMPOConfig, CLIPOGMPOTrainer
     from .head import ContrastiveHead
     from .health import HealthCallback
@@ -39,6 +42,10 @@ __all__ = [
     "ConSPOMixin",
     "ConSPOTrainer",
     "ContrastiveHead",
+    "DAPOConfig",
+    "DAPOTrainer",
+    "DynamicSamplingConfigMixin",
+    "DynamicSamplingMixin",
     "HealthCallback",
     "SuspiciousRolloutsCallback",
     "agreement_score",
@@ -62,6 +69,10 @@ _MODULES = {
     "ConSPOMixin": "conspo_trainer",
     "ConSPOTrainer": "conspo_trainer",
     "ContrastiveHead": "head",
+    "DAPOConfig": "dapo",
+    "DAPOTrainer": "dapo",
+    "DynamicSamplingConfigMixin": "dynamic_sampling_config",
+    "DynamicSamplingMixin": "dynamic_sampling",
     "HealthCallback": "health",
     "SuspiciousRolloutsCallback": "callbacks",
     "conspo_weights": "conspo",

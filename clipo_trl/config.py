@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from transformers.utils import logging
 from trl import GRPOConfig
 
+from .dynamic_sampling_config import DynamicSamplingConfigMixin
+
 
 if TYPE_CHECKING:
     from .parent_shapes import GRPOArguments as ParentConfig  # whose fields the mixin's checks read
@@ -247,7 +249,13 @@ class BeyondThePaperFields:
 
 @dataclass
 class CLIPOConfigMixin(  # a dataclass lists the fields of its last base first
-    BeyondThePaperFields, SuccessFields, WarmupFields, HeadFields, MethodFields, ParentConfig
+    DynamicSamplingConfigMixin,
+    BeyondThePaperFields,
+    SuccessFields,
+    WarmupFields,
+    HeadFields,
+    MethodFields,
+    ParentConfig,
 ):
     r"""
     The fields that CLIPO adds to the configuration of a GRPO-shaped trainer. [`CLIPOConfig`] is this mixin over
@@ -261,7 +269,8 @@ class CLIPOConfigMixin(  # a dataclass lists the fields of its last base first
         self.check_contrastive_fields()
 
     def check_contrastive_fields(self) -> None:
-        """Raise a `ValueError` for the first contrastive field that cannot work, naming the field and its value."""
+        """Raise a `ValueError` for the first field of CLIPO's that cannot work, naming the field and its value."""
+        self.check_dynamic_sampling_fields()
         self._check_choices()
         self._check_numbers()
         self._check_reward()
@@ -391,7 +400,7 @@ def warn_of_combinations(args: Any) -> None:
 FIELD_GROUPS = tuple(base for base in reversed(CLIPOConfigMixin.__bases__) if base is not object)
 
 
-def with_parameters(docstring: str | None, groups: tuple = FIELD_GROUPS) -> str:
+def with_parameters(docstring: str | None, groups: tuple[type, ...] = FIELD_GROUPS) -> str:
     """Return `docstring` with a section "Parameters": the fields of each group, with type, default and description."""
     entries = []
     for group in groups:

@@ -8,6 +8,7 @@ from transformers import SchedulerType
 from trl import GRPOConfig, GRPOTrainer
 
 from .config import CLIPOConfigMixin
+from .dynamic_sampling_config import DynamicSamplingConfigMixin
 
 
 if TYPE_CHECKING:
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
         generation_batch_size: int
         lr_scheduler_type: SchedulerType
 
-    class CLIPOArguments(CLIPOConfigMixin, GRPOArguments):
+    class DynamicSamplingArguments(DynamicSamplingConfigMixin, GRPOArguments):
+        """The same with the fields of dynamic sampling."""
+
+    class CLIPOArguments(CLIPOConfigMixin, DynamicSamplingArguments):
         """The same with CLIPO's fields."""
 
         metric_for_best_model: Any  # which both parents set
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
 
 else:
     GRPOArguments = GRPOConfig
+    DynamicSamplingArguments = DynamicSamplingConfigMixin
     CLIPOArguments = CLIPOConfigMixin
     GRPOTrainerShape = object
 

@@ -31,13 +31,19 @@ class SuccessRule(NamedTuple):
     choice: str
 
 
-def find_success_rule(weights: dict[str, float], wanted: list[str] | None, step_reward: str | None) -> SuccessRule:
+def find_success_rule(
+    weights: dict[str, float],
+    wanted: list[str] | None,
+    step_reward: str | None,
+    argument: str = "contrastive_success_rewards",
+) -> SuccessRule:
     """
     Args:
         weights (`dict[str, float]`): the reward functions, without CLIPO's own column.
-        wanted (`list[str]`, *optional*): `contrastive_success_rewards`.
+        wanted (`list[str]`, *optional*): the value of `argument`.
         step_reward (`str`, *optional*): `contrastive_step_reward`, which is no judge of answers unless there is no
             other.
+        argument (`str`, *optional*, defaults to `"contrastive_success_rewards"`): what it is called, for errors.
 
     Raises:
         `ValueError`: names that are not there, or weights that decide nothing.
@@ -45,12 +51,12 @@ def find_success_rule(weights: dict[str, float], wanted: list[str] | None, step_
     rule = SuccessRule(wanted, "named") if wanted is not None else _by_default(weights, step_reward)
     if isinstance(wanted, str) or not rule.names or set(rule.names) - set(weights):
         raise ValueError(
-            f"`contrastive_success_rewards` is {wanted!r}, but must be a list of names of reward functions. Choose from "
+            f"`{argument}` is {wanted!r}, but must be a list of names of reward functions. Choose from "
             f"{list(weights)}."
         )
     if not any(weights[name] for name in rule.names):
         raise ValueError(
-            f"All of the rewards that decide success weigh 0: `contrastive_success_rewards` is {rule.names!r} and "
+            f"All of the rewards that decide success weigh 0: `{argument}` is {rule.names!r} and "
             f"`reward_weights` are {weights}. Give one of them a weight, or name another."
         )
     return rule

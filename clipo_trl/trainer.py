@@ -23,6 +23,7 @@ from .capture import StateSource, choose_capture_mode, trl_scores_rollouts
 from .checkpoint import load_checked, load_state, save_state
 from .completions_table import table_columns
 from .config import CLIPOConfig, CLIPOConfigMixin, warn_of_combinations
+from .dynamic_sampling import DynamicSamplingMixin
 from .head import HEAD_FOLDER, ContrastiveHead, check_hidden_size, head_settings, resolve_saved_head
 from .hidden_states import HiddenStateReader
 from .learner import HeadLearner
@@ -30,11 +31,8 @@ from .metrics import batch_metrics
 from .parent_shapes import CLIPOArguments, arguments_by_name, default_arguments
 from .scored_batch import ScoredBatch
 from .success import find_success_rule, label_successes, warn_of
-from .upstream.continuous_batching import ContinuousBatchingMixin
-from .upstream.evaluation import EvaluationMixin
-from .upstream.exact_resume import ExactResumeMixin
 from .upstream.zero3_order import forget_order_of_layers
-from .warmup import Warmup
+from .warmup import Warmup, deepspeed_steps_the_scheduler
 
 
 logger = get_logger(__name__)
@@ -46,7 +44,7 @@ def contrastive(completions, **kwargs) -> list[None]:
     return [None] * len(completions)
 
 
-class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
+class CLIPOMixin(DynamicSamplingMixin):
     """
     CLIPO for any trainer that is shaped like `GRPOTrainer`: `class MyTrainer(CLIPOMixin, GMPOTrainer)`, with a
     configuration `class MyConfig(CLIPOConfigMixin, GMPOConfig)`.
@@ -59,6 +57,7 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
 
     args: CLIPOArguments
     _config_class = CLIPOConfig
+    _not_verifiable = (contrastive.__name__,)
 
     def __init__(self, *args, **kwargs):
         given = arguments_by_name(type(self), CLIPOMixin, args, kwargs)
@@ -175,9 +174,8 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
         return choose_capture_mode(
             scored_by_trl=trl_scores_rollouts(self.args),
             shifts_with_left_padding=reader.shifts_with_left_padding,
-            plain_generate=not (
-                self.use_vllm or self.use_transformers_continuous_batching or self.rollout_func or self.tools
-            ),
+            plain_generate=not (self.use_vllm or self.use_transformers_continuous_batching or self.rollout_func)
+            and not (self.tools or self.args.dynamic_sampling),
         )
 
     # ------------------------------------------------------------------ rollouts
@@ -199,9 +197,10 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
         step = self.state.global_step
         if self.use_vllm and self._last_loaded_step >= 0 and self.warmup.same_policy(self._last_loaded_step, step):
             self._last_loaded_step = step  # the engine has these weights
-        output = self.states.generate(partial(super()._generate, prompts), self._evaluating)
-        forget_order_of_layers(self)
-        return output
+        try:
+            return self.states.generate(partial(super()._generate, prompts), self._evaluating)
+        finally:  # an attempt of dynamic sampling ends here
+            forget_order_of_layers(self)
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
         def score(mask):
@@ -294,14 +293,9 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         ours = self.lr_scheduler is None  # not one of the user's
         scheduler = super().create_scheduler(max(num_training_steps - self.warmup.frozen_steps, 1), optimizer)
-        if ours and not self._deepspeed_steps_the_scheduler():
+        if ours and not deepspeed_steps_the_scheduler(self.accelerator):
             self.warmup.delay(scheduler)
         return scheduler
-
-    def _deepspeed_steps_the_scheduler(self) -> bool:
-        """With an optimizer of its own it does, after backward passes alone: it counts no frozen step."""
-        plugin = self.accelerator.state.deepspeed_plugin
-        return plugin is not None and "optimizer" in plugin.deepspeed_config
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         if not resume_from_checkpoint and not self.warmup.has_batch(self.head_learner.n_batches):

@@ -289,6 +289,12 @@ def never(completions, **kwargs):
     return [0.0] * len(completions)
 
 
+def second_half(completions, **kwargs):
+    """Groups on the first process, or in the first half of one process alone, are all wrong."""
+    n, (rank, size) = len(completions), world()
+    return [float(rank * n + i >= n * size / 2 and i % 2) for i in range(n)]
+
+
 def first_prompt(completions, solution, **kwargs):
     """Right for the first question alone."""
     return [float(number == "0") for number in solution]
@@ -343,6 +349,11 @@ CASES = {
     "untied_gather_off": {"ds3_gather_for_generation": False},
     "lora": {"lora": True},
     "lora_gather_off": {"lora": True, "ds3_gather_for_generation": False, "mode": "forward"},
+    "dynamic": {"dynamic_sampling": True},
+    "dynamic_lora": {"dynamic_sampling": True, "lora": True},
+    "dynamic_one_side": {"dynamic_sampling": True, "reward": second_half, "n_rollouts": 16},
+    "dynamic_none": {"dynamic_sampling": True, "reward": never, "dynamic_sampling_max_attempts": 3},
+    "dynamic_long": {**LONG, "dynamic_sampling": True},
     "accuracy": {"reward": first_prompt, "per_device_eval_batch_size": 1, "num_generations_eval": 1},
     "hang": {"reward": sleeps},
     "rounded_head": {**LONG, "trainer_class": RoundedHead},

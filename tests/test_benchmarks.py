@@ -11,9 +11,10 @@ from torch.nn.functional import normalize
 from transformers import logging
 from trl import GRPOTrainer
 
-from benchmarks import common, conspo_weights, gpu, loss, overhead, scaling
+from benchmarks import common, conspo_weights, dynamic_sampling, gpu, loss, overhead, scaling
 from clipo_trl import contrastive_loss
 from clipo_trl.hidden_states import RolloutTokens
+from experiments.starting_policy import Phase, warm_start
 
 
 CPU = torch.device("cpu")
@@ -268,3 +269,17 @@ def test_rollouts_of_the_warm_up_round_may_be_short():
     finally:
         overhead.TurnsTrainer = original
     assert lengths == [{2}] * 4 + [{8}] * 4 + [{2}] * 2 + [{8}] * 2
+
+
+# ---------------------------------------------------------------------- dynamic sampling
+
+
+@pytest.mark.slow
+def test_dynamic_sampling_runs(monkeypatch, tmp_path):
+    warm_start(tmp_path / "policy", phases=(Phase("short", 1, 1e-3),))
+    flags = ("--steps", 2, "--seeds", 1, "--n_prompts", 2, "--eval_steps", 1, "--policy", tmp_path / "policy")
+    rows = run_main(monkeypatch, tmp_path, dynamic_sampling, *flags)["rows"]
+    without, dynamic = rows
+    assert without["generated"] == [0, 16, 32] and len(without["accuracy"]) == 3
+    assert dynamic["figures"]["attempts"] == [10.0, 10.0]  # a policy that knows nothing yet
+    assert dynamic["generated"] == [0, 160, 320]

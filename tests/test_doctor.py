@@ -146,7 +146,9 @@ def test_the_rule_of_ways():
     assert {values for values, mode in modes.items() if mode == "decode"} == {(0, 0, 1), (0, 1, 1), (1, 1, 1)}
 
 
-@pytest.mark.parametrize("settings", [{}, FUSED, {"num_iterations": 2}, CONTINUOUS], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, FUSED, {"num_iterations": 2}, {"dynamic_sampling": True}, CONTINUOUS], ids=str
+)
 def test_a_run_reads_states_as_was_told(tmp_path, settings):
     told = run_choices.explain_capture_mode(tiny_config(tmp_path, **settings), shifts_with_left_padding=False)
     if settings == CONTINUOUS:  # which the tiny model cannot do

@@ -13,6 +13,7 @@ from trl.models.utils import _ForwardRedirection
 
 from clipo_trl.cli.doctor import range_of
 from clipo_trl.conspo_trainer import ConSPOMixin
+from clipo_trl.dynamic_sampling import DynamicSamplingMixin
 from clipo_trl.trainer import CLIPOMixin
 from clipo_trl.upstream.continuous_batching import ContinuousBatchingMixin
 from clipo_trl.upstream.evaluation import EvaluationMixin
@@ -128,6 +129,32 @@ LINES = [
         "rewards_per_func = self._calculate_rewards(inputs, prompts, completions, completion_ids_list)",
         "the column is filled here",
     ),
+    (
+        "_generate",
+        "if self.rollout_func is not None:",
+        "rollouts that dynamic sampling keeps are handed back by this door",
+    ),
+    ("_generate", "output = self.rollout_func(prompts, self)", "it takes these arguments"),
+    ("_generate", 'required_keys = {"prompt_ids", "completion_ids", "logprobs"}', "it gives these"),
+    ("_generate", 'tool_mask = extra_fields.pop("env_mask", None)', "and tokens of tools and environments as this"),
+    ("_generate", "if self.tools:", "no tool is called for rollouts that are handed back"),
+    (
+        "_generate_and_score_completions",
+        "if self.environment_factories is not None:",
+        "no environment is made for them",
+    ),
+    ("_generate_and_score_completions", "if self.environments:", "and none is reset"),
+    (
+        "_generate_and_score_completions",
+        "unscorable_mask = torch.isnan(rewards_per_func).all(dim=1)",
+        "rollouts that fill up a batch count for nothing",
+    ),
+    (
+        "_generate_and_score_completions",
+        "num_items_in_batch = self.accelerator.gather(loss_mask.sum()).sum()",
+        "their tokens are not counted",
+    ),
+    ("_generate_and_score_completions", "inp[key] = values[i]", "extra fields of a `rollout_func` reach rewards"),
     ("_calculate_rewards", "rewards_per_func = gather(rewards_per_func)", "rewards of all processes are returned"),
     ("log", '**self._logs["extra"],', "the completions table has a column of agreement"),
     ("log", 'metrics = {f"eval_{key}": val for key, val in metrics.items()}', "sets are told apart after `eval_`"),
@@ -201,7 +228,13 @@ def test_a_checkpoint_ends_with_the_trainer_state():
 
 def test_nothing_that_the_mixin_overrides_has_vanished():
     mixins = CLIPOMixin.__mro__[: CLIPOMixin.__mro__.index(object)]
-    assert set(mixins) == {CLIPOMixin, EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin}
+    assert set(mixins) == {
+        CLIPOMixin,
+        DynamicSamplingMixin,
+        EvaluationMixin,
+        ExactResumeMixin,
+        ContinuousBatchingMixin,
+    }
     own = {name for mixin in mixins for name in vars(mixin) if not name.startswith("__")}
     overridden = {name for name in own if hasattr(GRPOTrainer, name)}
     assert overridden == {

@@ -136,7 +136,7 @@ def memory_line(script_args: ScriptArguments, args: CLIPOArguments, model_args: 
 
 def explain_capture_mode(args: CLIPOArguments, shifts_with_left_padding: bool) -> str:
     scored = trl_scores_rollouts(args)
-    plain_generate = not (args.use_vllm or args.use_transformers_continuous_batching)
+    plain_generate = not (args.use_vllm or args.use_transformers_continuous_batching or args.dynamic_sampling)
     mode = choose_capture_mode(
         scored_by_trl=scored, shifts_with_left_padding=shifts_with_left_padding, plain_generate=plain_generate
     )
@@ -149,6 +149,8 @@ def explain_capture_mode(args: CLIPOArguments, shifts_with_left_padding: bool) -
     why_not = " (not fused: padding on the left would move the model's learned positions)" if scored else ""
     sampler = "vLLM" if args.use_vllm else "continuous batching"
     reason = "the policy's own loop" if plain_generate else f"{sampler} makes the rollouts, and shows no hidden states"
+    if args.dynamic_sampling:
+        reason = "which rollouts dynamic sampling keeps is not known while they are decoded"
     return f"{mode}, {CAPTURE_MODES[mode]}: {reason}{why_not}"
 
 
