@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from .answers import MAX_CHARACTERS, spelling
+from .answers import MAX_CHARACTERS, spelling, undress
 from .completions import completion_text, completion_texts, last_boxed
 from .gold import final_answer
 
@@ -17,8 +17,15 @@ LETTER = r"(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z]))"
 BARE_LETTER = re.compile(
     rf"(?:(?:the )?(?:correct )?(?:final )?(?:answer|option|choice)(?: is)?:? ?)?{LETTER}[.):]?", re.IGNORECASE
 )
-LETTER_AND_TEXT = re.compile(r"(?:\(([A-Za-z])\)|([A-Z])[.):])\s*(?P<text>\S.*)", re.DOTALL)
-FONTS = "text|textbf|textit|textrm|textsf|mathrm|mathbf|mathit|mathsf"
+LETTER_AND_TEXT = re.compile(
+    r"(?:\(([A-Za-z])\)\s*[.:]?\s*(?:[-–—]\s+)?|([A-Z])(?:[.):]\s*|\s+[-–—]\s*|\s+))(?P<text>\S.*)", re.DOTALL
+)
+# Beside a letter, where the options are not known: another letter, or words that take the letter back.
+SUSPICIOUS = re.compile(
+    r"\([A-Za-z]\)|\b[B-HJ-Z]\b|\bA(?:[.):,]|$)|(?i:\b(?:or|and|not|no|wrong|incorrect|false|correct|right|answer|option|choice|"
+    r"is|are|isn't|but|rather|instead|actually|either|neither|both|maybe|nor|except|than|plus|vs)\b)"
+)
+FONTS = "text|textbf|textit|textrm|textsf|mathrm|mathbf|mathit|mathsf|boldsymbol|bm|emph|mbox"
 FONT_GROUP = re.compile(rf"\\(?:{FONTS})\s*\{{([^{{}}]*)\}}")
 MARKUP = re.compile(rf"\\(?:{FONTS}|boxed|bf|rm|left|right|displaystyle)(?![a-zA-Z])")
 
@@ -63,21 +70,23 @@ def grade_choice(gold: str | None, answer: str | None, options: Mapping[str, str
         return 0.0
     letter = choice_letter(gold, options)
     if letter is None:
-        return float(_same_text(gold, answer))
-    if letter in options and _same_text(options[letter], answer):
+        return float(_same_text(undress(gold), undress(answer)))
+    if letter in options and _same_text(options[letter], undress(answer)):
         return 1.0
     return float(choice_letter(answer, options) == letter)
 
 
 def choice_letter(text: str, options: Mapping[str, str]) -> str | None:
     """Capital letter of the option that a text names, or `None` if it names none, or contradicts itself."""
+    text = undress(text)
     plain = _plain(text)
     if match := BARE_LETTER.fullmatch(plain):
         return next(group for group in match.groups() if group).upper()
     if match := LETTER_AND_TEXT.fullmatch(plain):
         letter = (match[1] or match[2]).upper()
-        others = [other for other, option in options.items() if _same_text(option, match["text"])]
-        return letter if not others or letter in others else None
+        if options:
+            return letter if letter in options and _is_told(options[letter], match["text"]) else None
+        return letter if not SUSPICIOUS.search(match["text"]) else None
     named = [letter for letter, option in options.items() if _same_text(option, text)]
     return named[0] if len(named) == 1 else None
 
@@ -109,6 +118,12 @@ def _options_of_text(text: str) -> tuple[tuple[str, str], ...]:
 def _plain(text: str) -> str:
     text = re.sub(r"[{}$*]|\\[()\[\]]", "", MARKUP.sub("", text))
     return " ".join(re.sub(r"\\[,;:! ]|~", " ", text).split()).strip(" .,;")
+
+
+def _is_told(option: str, text: str) -> bool:
+    """Whether a text beside a letter is that option's: the same, or the beginning of it (a part of a long option is enough)."""
+    full, told = _text_key(option), _text_key(text)
+    return told == full != "" or (len(told.split()) >= 3 and full.startswith(told + " "))
 
 
 def _same_text(a: str, b: str) -> bool:

@@ -4,6 +4,7 @@ equal(gold, answer)              True or False; None where only computer algebra
 is_comparable(gold)              whether rewritten answers can be told equal to a gold; None as above
 load_algebra()                   computer algebra, for worker processes; with it as last argument there is no None
 spelling(text)                   one string for the many spellings of the same LaTeX
+undress(text)                    an answer without colours, Markdown and "The answer is"
 MAX_CHARACTERS                   longest answer that is looked at
 """
 
@@ -13,6 +14,7 @@ from types import ModuleType
 
 from . import comparison
 from .comparison import MAX_CHARACTERS
+from .dress import undress
 from .normal_form import key, normal_form
 
 
@@ -78,4 +80,4 @@ def _undecided(*normal_forms: str) -> bool:
     raise _Undecided
 
 
-__all__ = ["MAX_CHARACTERS", "equal", "is_comparable", "load_algebra", "spelling"]
+__all__ = ["MAX_CHARACTERS", "equal", "is_comparable", "load_algebra", "spelling", "undress"]
