@@ -70,16 +70,15 @@ def grade_choice(gold: str | None, answer: str | None, options: Mapping[str, str
         return 0.0
     letter = choice_letter(gold, options)
     if letter is None:
-        return float(_same_text(undress(gold), undress(answer)))
-    if letter in options and _same_text(options[letter], undress(answer)):
+        return float(_same_text(gold, answer))
+    if letter in options and _same_text(options[letter], answer):
         return 1.0
     return float(choice_letter(answer, options) == letter)
 
 
 def choice_letter(text: str, options: Mapping[str, str]) -> str | None:
     """Capital letter of the option that a text names, or `None` if it names none, or contradicts itself."""
-    text = undress(text)
-    plain = _plain(text)
+    plain = _plain(undress(text))
     if match := BARE_LETTER.fullmatch(plain):
         return next(group for group in match.groups() if group).upper()
     if match := LETTER_AND_TEXT.fullmatch(plain):
@@ -126,8 +125,9 @@ def _is_told(option: str, text: str) -> bool:
     return told == full != "" or (len(told.split()) >= 3 and full.startswith(told + " "))
 
 
-def _same_text(a: str, b: str) -> bool:
-    return _text_key(a) == _text_key(b) != ""
+def _same_text(option: str, answer: str) -> bool:
+    """With and without its dress: an option may begin with "It is" itself."""
+    return _text_key(option) != "" and _text_key(option) in (_text_key(answer), _text_key(undress(answer)))
 
 
 @lru_cache(maxsize=16384)

@@ -17,7 +17,7 @@ PARTS = {
     r"One is $\boxed{30^\circ}.$  The other two angles must be equal, so they are $\boxed{75^\circ, 75^\circ}.$": (
         ["30,75,75", r"75^\circ,30^\circ,75^\circ"], ["75,75", "30", "30,75"]),
     r"If $x = 1,$ then it is \boxed{4}. If $x = 2,$ then it is \boxed{-4}.": (["4,-4"], ["4", "-4"]),
-    r"Values are $\boxed{30}$ or $\boxed{150}.$ Solution 2. Again they are $\boxed{30}$ or $\boxed{150}.$": (["30,150"], ["30", "150"]),
+    r"Values are $\boxed{30}$ or $\boxed{150}.$ Solution 2. Again they are $\boxed{30}$ or $\boxed{150}.$": (["30, 150"], ["30", "150"]),
 }  # fmt: skip
 ONE = {
     r"It is \boxed{\frac12}. Alternatively, it is \boxed{0.5}.": (["0.5"], ["0.5, 0.5"]),
