@@ -14,6 +14,7 @@ from .multiple_choice import multiple_choice_reward
 from .overlong import soft_overlong_punishment
 from .pool import configure_pool
 from .verifiable import verifiable_reward
+from .verl_compatible import verl_boxed_reward, verl_compatible_reward
 
 
 REWARD_FUNCS: dict[str, Callable[..., Sequence[float | None]]] = {
@@ -21,6 +22,8 @@ REWARD_FUNCS: dict[str, Callable[..., Sequence[float | None]]] = {
     "math_accuracy": math_accuracy_reward,
     "multiple_choice": multiple_choice_reward,
     "format": format_reward,
+    "verl_compatible": verl_compatible_reward,
+    "verl_boxed": verl_boxed_reward,
 }
 
 
@@ -29,7 +32,8 @@ def get_reward_func(name: str, *, max_completion_length: int | None = None) -> C
     Reward function by its name, or by a dotted path `package.module.function`.
 
     Args:
-        name (`str`): `verifiable`, `math_accuracy`, `multiple_choice`, `format`, `soft_overlong`, or a dotted path.
+        name (`str`): `verifiable`, `math_accuracy`, `multiple_choice`, `format`, `soft_overlong`, `verl_compatible`, `verl_boxed`, or a
+            dotted path.
         max_completion_length (`int`, *optional*): Longest completion in tokens; `soft_overlong` needs it.
 
     Raises:
@@ -43,7 +47,7 @@ def get_reward_func(name: str, *, max_completion_length: int | None = None) -> C
             raise UsageError("Reward 'soft_overlong' needs `max_completion_length`, the longest completion in tokens.")
         return soft_overlong_punishment(max_completion_length)
     if not all(name.split(".")) or "." not in name:
-        known = ", ".join([*REWARD_FUNCS, "soft_overlong"])
+        known = ", ".join(sorted([*REWARD_FUNCS, "soft_overlong"], key=lambda name: name.startswith("verl_")))
         raise UsageError(
             f"Unknown reward function '{name}'. Known: {known}; or give a dotted path, 'package.module.function'."
         )
@@ -61,4 +65,6 @@ __all__ = [
     "multiple_choice_reward",
     "soft_overlong_punishment",
     "verifiable_reward",
+    "verl_boxed_reward",
+    "verl_compatible_reward",
 ]

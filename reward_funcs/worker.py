@@ -33,6 +33,7 @@ def main(deadline: float) -> None:
     os.dup2(2, 1)
     try:
         from .answers import equal, is_comparable, load_algebra
+        from .verl_compatible import same_as_verl
 
         algebra = load_algebra()
     except Exception as error:
@@ -42,6 +43,7 @@ def main(deadline: float) -> None:
     tasks: dict[str, Callable[..., bool | None]] = {
         "equal": lambda gold, answer: equal(gold, answer, algebra),
         "comparable": lambda gold: is_comparable(gold, algebra),
+        "verl": same_as_verl,
     }
     replies.write(json.dumps("ready") + "\n")
     for line in sys.stdin:
