@@ -318,13 +318,14 @@ def other_spellings(golds: list[str]) -> Iterator[list[Case]]:
         yield [Case(gold, answer, True) for gold, answer in found if answer != forms[gold]]
 
 
-def golds_of(file: Path) -> list[str]:
+def golds_of(file: Path, every_kind: bool = False) -> list[str]:
+    """Distinct golds of a file; options of multiple choice only if `every_kind`."""
     table = pyarrow.parquet.read_table(file, columns=["reward_model", "data_source"]).to_pydict()
     answers = [
         (final_answer(row["ground_truth"]), source)
         for row, source in zip(table["reward_model"], table["data_source"], strict=True)
     ]
-    return sorted({gold for gold, source in answers if gold and not is_multiple_choice(gold, source)})
+    return sorted({gold for gold, source in answers if gold and (every_kind or not is_multiple_choice(gold, source))})
 
 
 # ---------------------------------------------------------------------- verdicts
