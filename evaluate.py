@@ -1,4 +1,5 @@
-"""Evaluate a model on any number of test sets, or compare two models that were evaluated: `clipo evaluate` as a script.
+"""Evaluate a model on any number of test sets, or compare two models that were evaluated: `clipo evaluate` as a
+script.
 
 python evaluate.py --config configs/eval/track1.yaml --model runs/track1_gsm8k --output_dir evals/clipo
 python evaluate.py --compare evals/grpo evals/clipo

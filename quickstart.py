@@ -1,7 +1,7 @@
 """CLIPO on a laptop, in a few minutes and without a network: `python quickstart.py`.
 
-A small language model, warm-started on arithmetic that a program checks step by step, is trained with CLIPO by `clipo train` on
-configs/quickstart.yaml. Everything goes to runs/quickstart/ and is seeded.
+A small language model, warm-started on arithmetic that a program checks step by step, is trained with CLIPO by `clipo
+train` on configs/quickstart.yaml. Everything goes to runs/quickstart/ and is seeded.
 """
 
 import json
@@ -48,7 +48,8 @@ def main() -> None:
     os.chdir(Path(__file__).parent)
     torch.set_num_threads(1)  # so small a model gains nothing from more, and results do not depend on their number
     plt.switch_backend("agg")  # no window: the picture goes to a file
-    # Bars of reading and writing small files would drown those of the stages, and the warning is between two libraries.
+    # Bars of reading and writing small files would drown those of the stages, and the warning is between two
+    # libraries.
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing` is deprecated", FutureWarning)
@@ -160,7 +161,8 @@ def results_table(before: Results, after: Results) -> Table:
 
 
 def draw(logs: list[dict], warmup_steps: int, before: dict, after: dict, path: Path) -> None:
-    """Draw reward and accuracy, lucky share and cosines over the steps of training; dots are the test set, before and after."""
+    """Draw reward and accuracy, lucky share and cosines over the steps of training; dots are the test set, before and
+    after."""
 
     def series(name: str) -> np.ndarray:
         return np.array([entry.get(name, np.nan) for entry in logs], dtype=float)

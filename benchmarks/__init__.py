@@ -1,1 +1,2 @@
-"""What CLIPO costs, measured: `python -m benchmarks.overhead`, `.loss`, `.scaling`. The figures are explained in docs/cost.md."""
+"""What CLIPO costs, measured: `python -m benchmarks.overhead`, `.loss`, `.scaling`. The figures are explained in
+docs/cost.md."""

@@ -24,7 +24,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 
 OUTPUT_DIR = "runs/benchmarks"
-# One colour a way, in every picture; readable in grey and for the colour-blind (Okabe and Ito).
+# One colour a capture mode, in every picture; readable in grey and for the colour-blind (Okabe and Ito).
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6B6B6B"
 MIB = 2**20
 
@@ -57,8 +57,8 @@ def alternate(
     functions: dict[str, Callable[[], object]], rounds: int, device: torch.device, after_each: Callable = lambda: None
 ) -> dict[str, list[float]]:
     """
-    Seconds of each function in each of `rounds` rounds, after one round that is not counted. A round calls all of them, in
-    an order that turns, so that what slows the machine for a while slows them alike.
+    Seconds of each function in each of `rounds` rounds, after one round that is not counted. A round calls all of
+    them, in an order that turns, so that what slows the machine for a while slows them alike.
     """
     measured = {name: [] for name in functions}
     names = list(functions)
@@ -93,8 +93,8 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
 
 class PeakMemory:
     """
-    Peak memory of a stretch of a running program: of the whole process on a CPU (Linux: the resident set's high-water mark,
-    which can be reset), of the allocator on a GPU. NaN where the system cannot tell.
+    Peak memory of a stretch of a running program: of the whole process on a CPU (Linux: the resident set's high-water
+    mark, which can be reset), of the allocator on a GPU. NaN where the system cannot tell.
     """
 
     _RESET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")

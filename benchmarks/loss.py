@@ -1,6 +1,6 @@
 """
-The contrastive loss of this package against its dense form, which masks an N x N matrix of logits: seconds and peak memory,
-forward and backward, measured in turn in one process.
+The contrastive loss of this package against its dense form, which masks an N x N matrix of logits: seconds and peak
+memory, forward and backward, measured in turn in one process.
 
     python -m benchmarks.loss
 """
@@ -33,7 +33,8 @@ class Settings:
 
 def dense_loss(embeddings_PGD: torch.Tensor, correct_PG: torch.Tensor, level: str) -> torch.Tensor:
     """
-    The loss `"supcon_out"` the way it is commonly written: all pairs of the batch, and masks that say which of them count.
+    The loss `"supcon_out"` the way it is commonly written: all pairs of the batch, and masks that say which of them
+    count.
 
     Returns `loss_PG`; correct rollouts are the anchors.
     """

@@ -1,18 +1,20 @@
 """
-GRPO against CLIPO: seconds and peak memory of a training step, for each way of reading the policy's hidden states.
+GRPO against CLIPO: seconds and peak memory of a training step, for each mode of reading the policy's hidden states.
 
     python -m benchmarks.overhead
 
-One trainer trains one model; its generation batches go by turns to plain GRPO and to the ways of CLIPO, so that all of them
-meet the same model, the same optimizer state and the same state of the machine. Rollouts have one length: the end of
-sequence is suppressed. A step is everything from the generation of rollouts to the optimizer's last step on them.
+One trainer trains one model; its generation batches go by turns to plain GRPO and to the modes of CLIPO, so that all
+of them meet the same model, the same optimizer state and the same state of the machine. Rollouts have one length: the
+end of sequence is suppressed. A step is everything from the generation of rollouts to the optimizer's last step on
+them.
 
     fused    TRL scores its rollouts anyway (here: two optimizer steps a generation batch); states come from that pass
     decode   summed up while `generate` decodes
     forward  an extra pass over the decoder
     naive    an extra pass over the whole model with `output_hidden_states=True`, for comparison
 
-`fused` is compared with GRPO in the same setting, the others with GRPO that makes one optimizer step a generation batch.
+`fused` is compared with GRPO in the same setting, the others with GRPO that makes one optimizer step a generation
+batch.
 """
 
 import tempfile
@@ -43,7 +45,7 @@ from clipo_trl.hidden_states import pool, right_padded
 from . import common
 
 
-# The ways that are compared with each other need the same setting of TRL: optimizer steps a generation batch serves.
+# The modes that are compared with each other need the same setting of TRL: optimizer steps a generation batch serves.
 SETTINGS = {1: ("grpo", "decode", "forward", "naive"), 2: ("grpo", "fused")}
 GOALS = {"fused": 1.02, "decode": 1.03, "forward": 1.10}
 COLORS = {"fused": common.BLUE, "decode": common.GREEN, "forward": common.ORANGE, "naive": common.RED}
@@ -78,7 +80,7 @@ class Settings:
         default="",
         metadata={"help": f"One of {', '.join(SHAPES)}. Default: qwen2.5-1.5b with a GPU, 39m without."},
     )
-    rounds: int = field(default=5, metadata={"help": "Measured steps of each way and seed, after one that is not."})
+    rounds: int = field(default=5, metadata={"help": "Measured steps of each mode and seed, after one that is not."})
     seeds: int = field(default=3, metadata={"help": "Times that all is repeated, with another model."})
     output_dir: str = field(default=common.OUTPUT_DIR, metadata={"help": "Where overhead.json and .png go."})
 
@@ -92,7 +94,8 @@ class Settings:
 
 
 class TurnsTrainer(CLIPOTrainer):
-    """`CLIPOTrainer` that reads the states in the mode set from outside; with `"grpo"` none of its methods takes part."""
+    """`CLIPOTrainer` that reads the states in the mode set from outside; with `"grpo"` none of its methods takes
+    part."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -120,7 +123,8 @@ class TurnsTrainer(CLIPOTrainer):
 
 
 class NaiveSource(StateSource):
-    """In the mode `"naive"`, the last hidden states as one would first write it: every layer is kept alive, and logits are made."""
+    """In the mode `"naive"`, the last hidden states as one would first write it: every layer is kept alive, and logits
+    are made."""
 
     @torch.no_grad()
     def pooled(self, model_wrapped, rows_per_pass: int, pad_token_id: int) -> torch.Tensor:
@@ -137,20 +141,21 @@ class NaiveSource(StateSource):
 
 
 class Turns(TrainerCallback):
-    """Gives the generation batches to the ways by turns, and measures each."""
+    """Gives the generation batches to the modes by turns, and measures each."""
 
-    def __init__(self, trainer: TurnsTrainer, ways: tuple[str, ...], steps_per_generation: int, on_step):
-        self.measured = defaultdict(list)  # (way, quantity) -> one value a round
-        self._trainer, self._ways, self._window, self._on_step = trainer, ways, steps_per_generation, on_step
+    def __init__(self, trainer: TurnsTrainer, modes: tuple[str, ...], steps_per_generation: int, on_step):
+        self.measured = defaultdict(list)  # (mode, quantity) -> one value a round
+        self._trainer, self._modes, self._window, self._on_step = trainer, modes, steps_per_generation, on_step
         self._memory = common.PeakMemory(trainer.accelerator.device)
-        # All ways run beside the head and its optimizer; plain GRPO would not hold their weights, gradient and moments.
+        # All modes run beside the head and its optimizer; plain GRPO would not hold their weights, gradient and
+        # moments.
         n_head = sum(parameter.numel() for parameter in trainer.contrastive_head.parameters())
         self._head_bytes = 4 * 4 * n_head
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step % self._window == 0:
-            turn, place = divmod(state.global_step // self._window, len(self._ways))
-            self._trainer.states.mode = self._ways[(turn + place) % len(self._ways)]  # an order that turns
+            turn, place = divmod(state.global_step // self._window, len(self._modes))
+            self._trainer.states.mode = self._modes[(turn + place) % len(self._modes)]  # an order that turns
             self._memory.reset()
             common.synchronize(args.device)
             self._start, self._processor_start = time.perf_counter(), time.process_time()
@@ -159,16 +164,16 @@ class Turns(TrainerCallback):
         if state.global_step % self._window != 0:
             return
         common.synchronize(args.device)
-        way, duration = self._trainer.states.mode, time.perf_counter() - self._start
+        mode, duration = self._trainer.states.mode, time.perf_counter() - self._start
         processor_duration = time.process_time() - self._processor_start
-        memory = self._memory.read() - (self._head_bytes if way == "grpo" else 0)
-        if state.global_step > len(self._ways) * self._window:  # the first round warms up
-            self.measured[way, "seconds"].append(duration)
-            self.measured[way, "processor_seconds"].append(processor_duration)
-            self.measured[way, "peak_bytes"].append(memory)
-            if way != "grpo":
+        memory = self._memory.read() - (self._head_bytes if mode == "grpo" else 0)
+        if state.global_step > len(self._modes) * self._window:  # the first round warms up
+            self.measured[mode, "seconds"].append(duration)
+            self.measured[mode, "processor_seconds"].append(processor_duration)
+            self.measured[mode, "peak_bytes"].append(memory)
+            if mode != "grpo":
                 own = self._trainer.latest("contrastive/seconds")
-                self.measured[way, "own_share"].append(own / duration)
+                self.measured[mode, "own_share"].append(own / duration)
         self._on_step()
 
 
@@ -250,56 +255,56 @@ def measure(
     shape: Shape, seed: int, window: int, rounds: int, on_step
 ) -> tuple[dict[tuple[str, str], list[float]], int]:
     """Train one model in one setting; returns what `Turns` measured, and the model's number of parameters."""
-    ways = SETTINGS[window]
+    modes = SETTINGS[window]
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(shape, seed, window, (rounds + 1) * len(ways) * window, folder)
-        turns = Turns(trainer, ways, window, on_step)
+        trainer = make_trainer(shape, seed, window, (rounds + 1) * len(modes) * window, folder)
+        turns = Turns(trainer, modes, window, on_step)
         trainer.add_callback(turns)
         trainer.train()
     return turns.measured, trainer.model.num_parameters()
 
 
 def run(settings: Settings) -> dict:
-    """Train and measure; returns one row of figures a way, and the measurements themselves."""
+    """Train and measure; returns one row of figures a mode, and the measurements themselves."""
     shape, ratios, values = SHAPES[settings.shape], defaultdict(list), defaultdict(list)
     with common.progress() as bar:
         total = settings.seeds * (settings.rounds + 1) * sum(map(len, SETTINGS.values()))
         task = bar.add_task("GRPO and CLIPO by turns", total=total)
         for seed in range(settings.seeds):
-            for window, ways in SETTINGS.items():
+            for window, modes in SETTINGS.items():
                 measured, n_parameters = measure(shape, seed, window, settings.rounds, partial(bar.advance, task))
-                for way in ways[1:]:
+                for mode in modes[1:]:
                     for quantity in ("seconds", "processor_seconds", "peak_bytes"):
                         baseline = measured["grpo", quantity]
-                        ratios[way, quantity] += common.ratios(measured[way, quantity], baseline)
-                        values[way, quantity] += measured[way, quantity]
-                        values[way, f"grpo_{quantity}"] += baseline
-                    values[way, "own_share"] += measured[way, "own_share"]
+                        ratios[mode, quantity] += common.ratios(measured[mode, quantity], baseline)
+                        values[mode, quantity] += measured[mode, quantity]
+                        values[mode, f"grpo_{quantity}"] += baseline
+                    values[mode, "own_share"] += measured[mode, "own_share"]
     rows = [
         {
-            "way": way,
-            "step_time_ratio": common.spread(ratios[way, "seconds"]),
-            "processor_time_ratio": common.spread(ratios[way, "processor_seconds"]),
-            "peak_memory_ratio": common.spread(ratios[way, "peak_bytes"]),
-            "seconds": common.spread(values[way, "seconds"]),
-            "grpo_seconds": common.spread(values[way, "grpo_seconds"]),
-            "peak_bytes": common.spread(values[way, "peak_bytes"]),
-            "own_share": common.spread(values[way, "own_share"]),
+            "mode": mode,
+            "step_time_ratio": common.spread(ratios[mode, "seconds"]),
+            "processor_time_ratio": common.spread(ratios[mode, "processor_seconds"]),
+            "peak_memory_ratio": common.spread(ratios[mode, "peak_bytes"]),
+            "seconds": common.spread(values[mode, "seconds"]),
+            "grpo_seconds": common.spread(values[mode, "grpo_seconds"]),
+            "peak_bytes": common.spread(values[mode, "peak_bytes"]),
+            "own_share": common.spread(values[mode, "own_share"]),
             "measured": {
-                "step_time_ratio": ratios[way, "seconds"],
-                "processor_time_ratio": ratios[way, "processor_seconds"],
-                "peak_memory_ratio": ratios[way, "peak_bytes"],
-                "seconds": values[way, "seconds"],
-                "grpo_seconds": values[way, "grpo_seconds"],
+                "step_time_ratio": ratios[mode, "seconds"],
+                "processor_time_ratio": ratios[mode, "processor_seconds"],
+                "peak_memory_ratio": ratios[mode, "peak_bytes"],
+                "seconds": values[mode, "seconds"],
+                "grpo_seconds": values[mode, "grpo_seconds"],
             },
         }
-        for way in ("fused", "decode", "forward", "naive")
+        for mode in ("fused", "decode", "forward", "naive")
     ]
     return {"n_parameters": n_parameters, "rows": rows}
 
 
 def draw(settings: Settings, results: dict):
-    """Every round as a dot, its median as a bar, by way."""
+    """Every round as a dot, its median as a bar, by mode."""
     rows, generator = results["rows"][::-1], torch.Generator().manual_seed(0)
     titles = {
         "step_time_ratio": "step time",
@@ -311,13 +316,13 @@ def draw(settings: Settings, results: dict):
         for place, row in enumerate(rows):
             dots, median = row["measured"][quantity], row[quantity]["median"]
             jitter = (torch.rand(len(dots), generator=generator) - 0.5) * 0.4
-            axis.scatter(dots, place + jitter.numpy(), s=14, color=COLORS[row["way"]], alpha=0.45, linewidths=0)
-            axis.vlines(median, place - 0.34, place + 0.34, color=COLORS[row["way"]], linewidth=3)
+            axis.scatter(dots, place + jitter.numpy(), s=14, color=COLORS[row["mode"]], alpha=0.45, linewidths=0)
+            axis.vlines(median, place - 0.34, place + 0.34, color=COLORS[row["mode"]], linewidth=3)
             axis.annotate(
                 f"{median:.3f}", (median, place + 0.34), ha="center", va="bottom", fontsize=9, annotation_clip=False
             )
         axis.axvline(1.0, color="black", linewidth=1)
-        axis.set(yticks=range(len(rows)), yticklabels=[row["way"] for row in rows], ylim=(-0.6, len(rows) - 0.3))
+        axis.set(yticks=range(len(rows)), yticklabels=[row["mode"] for row in rows], ylim=(-0.6, len(rows) - 0.3))
         axis.grid(visible=False, axis="y")
         axis.ticklabel_format(axis="x", useOffset=False)
         axis.set(xlabel="CLIPO / GRPO", title=title)
@@ -338,12 +343,12 @@ def main() -> None:
     common.show_table(
         f"CLIPO / GRPO, {results['n_parameters'] / 1e6:.0f} M parameters: medians (quartiles) of "
         f"{results['rows'][0]['step_time_ratio']['n']} rounds",
-        ["way", "step time", "goal", "processor time", "peak memory", "GRPO s", "CLIPO s", "own"],
+        ["mode", "step time", "goal", "processor time", "peak memory", "GRPO s", "CLIPO s", "own"],
         [
             (
-                row["way"],
+                row["mode"],
                 spread(**row["step_time_ratio"]),
-                GOALS.get(row["way"], ""),
+                GOALS.get(row["mode"], ""),
                 "{median:.3f}".format(**row["processor_time_ratio"]),
                 "{median:.3f}".format(**row["peak_memory_ratio"]),
                 f"{row['grpo_seconds']['median']:.2f}",

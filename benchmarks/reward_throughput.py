@@ -2,8 +2,9 @@
 
     python -m benchmarks.reward_throughput --data FOLDER
 
-Each file gives `--rows` rows. A third of the answers is the gold itself, a third the gold rewritten, a third another row's gold. Both
-rewards start cold: the time of ours includes starting its workers. Then a run of 10,000 answers of which 1 % hang.
+Each file gives `--rows` rows. A third of the answers is the gold itself, a third the gold rewritten, a third another
+row's gold. Both rewards start cold: the time of ours includes starting its workers. Then a run of 10,000 answers of
+which 1 % hang.
 """
 
 import argparse
@@ -113,7 +114,8 @@ def rewritten(answer: str) -> str:
 
 
 def run_with_hanging_answers(arguments: argparse.Namespace) -> dict:
-    """Different surds, each equal to its gold in another form, and a power tower that no one can compute in every hundredth row."""
+    """Different surds, each equal to its gold in another form, and a power tower that no one can compute in every
+    hundredth row."""
     count = arguments.hanging_run
     golds = [rf"\sqrt{{{n}}}" for n in range(2, count + 2)]
     completions = [rf"\boxed{{{n}^{{1/2}}}}" for n in range(2, count + 2)]

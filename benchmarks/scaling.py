@@ -1,5 +1,6 @@
 """
-How the parts of CLIPO grow: milliseconds a rollout against the number of rollouts, tokens, hidden size, group size, processes.
+How the parts of CLIPO grow: milliseconds a rollout against the number of rollouts, tokens, hidden size, group size,
+processes.
 
     python -m benchmarks.scaling
 

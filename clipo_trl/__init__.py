@@ -1,20 +1,21 @@
 """CLIPO (contrastive learning in policy optimization, arXiv 2603.10101) as a TRL trainer.
 
-Public names are imported when they are first asked for: torch and TRL take seconds, which the scripts' checks of their command
-line do not need.
+Public names are imported when they are first asked for: torch and TRL take seconds, which the scripts' checks of their
+command line do not need.
 """
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:  # for editors; at run time `__getattr__` imports them
+    from .agreement import agreement_score
     from .callbacks import SuspiciousRolloutsCallback
     from .config import CLIPOConfig, CLIPOConfigMixin
     from .head import ContrastiveHead
     from .health import HealthCallback
     from .losses import contrastive_loss
-    from .readout import similarity_readout
     from .rewards import contrastive_reward
     from .trainer import CLIPOMixin, CLIPOTrainer
 
@@ -28,9 +29,9 @@ __all__ = [
     "ContrastiveHead",
     "HealthCallback",
     "SuspiciousRolloutsCallback",
+    "agreement_score",
     "contrastive_loss",
     "contrastive_reward",
-    "similarity_readout",
 ]
 
 _MODULES = {
@@ -43,11 +44,15 @@ _MODULES = {
     "SuspiciousRolloutsCallback": "callbacks",
     "contrastive_loss": "losses",
     "contrastive_reward": "rewards",
-    "similarity_readout": "readout",
+    "agreement_score": "agreement",
 }
+_RENAMED = {"similarity_readout": "agreement_score"}
 
 
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        warnings.warn(f"`{name}` is now named `{_RENAMED[name]}`. Import that.", FutureWarning, stacklevel=2)
+        name = _RENAMED[name]
     if name not in _MODULES:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

@@ -14,11 +14,12 @@ PRIOR_PAIRS = 10.0  # as if so many pairs more had shown nothing
 @dataclass
 class Calibration:
     """
-    Running AUROC of a reward for telling sound from lucky rollouts of a group, as a factor for that reward. Beyond the paper.
+    Running AUROC of a reward for telling sound from lucky rollouts of a group, as a factor for that reward. Beyond the
+    paper.
 
-    Agreement with the majority favours sound rollouts in one run and lucky ones in another; a few checked problems tell which.
-    The reward times 2 AUROC - 1 keeps its size where it favours the sound ones each time, shrinks where it is blind, and
-    turns its sign where it favours the lucky ones.
+    Agreement with the majority favours sound rollouts in one run and lucky ones in another; a few checked problems
+    tell which. The reward times 2 AUROC - 1 keeps its size where it favours the sound ones each time, shrinks where it
+    is blind, and turns its sign where it favours the lucky ones.
 
     Attributes:
         n_ranked (`float`): pairs of a sound and a lucky rollout that the reward ranked rightly, a tie counting a half.

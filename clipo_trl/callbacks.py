@@ -17,14 +17,14 @@ _ROUNDING = 1e-5  # agreements of rollouts that are as close as each other diffe
 
 class SuspiciousRolloutsCallback(TrainerCallback):
     """
-    Lists, at each log, the correct rollouts that are farthest from their group: lowest agreement, that is, the mean cosine of
-    their embedding to those of the group's other correct rollouts, less the mean of that over the group. They are the ones
-    to read first when looking for answers that are right by luck.
+    Lists, at each log, the correct rollouts that are farthest from their group: lowest agreement, that is, the mean
+    cosine of their embedding to those of the group's other correct rollouts, less the mean of that over the group.
+    They are the ones to read first when looking for answers that are right by luck.
 
-    They are printed, lowest first, once for each generation batch, and marked in a column `suspicious` of the completions
-    table that `log_completions` writes to `output_dir/completions/` and to the trackers; its column `agreement` has that of
-    every correct rollout with another one in its group (with two more, to differ from 0). The table of an
-    evaluation has none.
+    They are printed, lowest first, once for each generation batch, and marked in a column `suspicious` of the
+    completions table that `log_completions` writes to `output_dir/completions/` and to the trackers; its column
+    `agreement` has that of every correct rollout with another one in its group (with two more, to differ from 0). The
+    table of an evaluation has none.
 
     Where most correct rollouts of a group are right by luck, it is the sound ones that are far: read what you see.
 

@@ -1,4 +1,5 @@
-"""Where the pooled hidden states of the rollouts come from during training: one of three capture modes, chosen once for a run."""
+"""Where the pooled hidden states of the rollouts come from during training: one of three capture modes, chosen once
+for a run."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -46,8 +47,9 @@ class StateSource:
 
     Args:
         reader (`HiddenStateReader`): knows where the policy's states come out.
-        mode (`str`): the capture mode, fixed for the run, so that all processes make the same forward passes. `"fused"`: in TRL's own
-            pass for old log-probabilities. `"decode"`: while `generate` decodes. `"forward"`: in a pass of our own over the decoder.
+        mode (`str`): the capture mode, fixed for the run, so that all processes make the same forward passes.
+            `"fused"`: in TRL's own pass for old log-probabilities. `"decode"`: while `generate` decodes. `"forward"`:
+            in a pass of our own over the decoder.
         pooling (`str`): `"mean"` or `"last"`.
         eos_token_ids (`list[int]`): tokens that end a completion.
         accelerator (`Accelerator`): knows the other processes.
@@ -109,13 +111,15 @@ class StateSource:
         hides_truncated: bool,
     ) -> tuple:
         """
-        Call TRL's pass for log-probabilities with an attention mask, and read the states in it if this is the place. The first pass
-        after generation is that of the policy; the one of a reference adapter may follow.
+        Call TRL's pass for log-probabilities with an attention mask, and read the states in it if this is the place.
+        The first pass after generation is that of the policy; the one of a reference adapter may follow.
 
         Args:
             score (`Callable`): the pass, `attention_mask -> (logps, ...)`.
-            attention_mask_BL (`torch.Tensor` of shape `(B, L)`): TRL's, completions in the last `n_completion` columns.
-            hides_truncated (`bool`): the mask hides truncated completions from themselves (`mask_truncated_completions`).
+            attention_mask_BL (`torch.Tensor` of shape `(B, L)`): TRL's, completions in the last `n_completion`
+                columns.
+            hides_truncated (`bool`): the mask hides truncated completions from themselves
+                (`mask_truncated_completions`).
         """
         if self.tokens is None or self.mode != "fused" or self._pooled_BH is not None:
             return score(attention_mask_BL)
@@ -165,8 +169,8 @@ class StateSource:
     @contextmanager
     def _passing_through_the_decoder(self, model_wrapped: nn.Module) -> Iterator[Callable]:
         """
-        Calls of the decoder through its distributed wrapper, in evaluation mode: states without dropout, and without a draw from
-        the global random state. Mode and methods are the policy's own again afterwards, also after a fault.
+        Calls of the decoder through its distributed wrapper, in evaluation mode: states without dropout, and without a
+        draw from the global random state. Mode and methods are the policy's own again afterwards, also after a fault.
         """
         policy = self._accelerator.unwrap_model(model_wrapped)
         was_training, own_forward = policy.training, policy.__dict__.get("forward")

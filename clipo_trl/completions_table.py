@@ -10,9 +10,9 @@ GROUP, LOSS, AGREEMENT = "group", "contrastive_loss", "agreement"
 
 def table_columns(n_rows: int, first_row: int, group_size: int, batch: ScoredBatch | None = None) -> dict[str, list]:
     """
-    Columns for the `n_rows` rollouts of this process: the number of the rollout's group in its generation batch, or test set; its
-    contrastive loss; and its agreement, the mean cosine of its embedding to the group's other correct ones, less the mean of
-    that over the group. `None` where there is none, as in evaluation, which has no `batch`.
+    Columns for the `n_rows` rollouts of this process: the number of the rollout's group in its generation batch, or
+    test set; its contrastive loss; and its agreement, the mean cosine of its embedding to the group's other correct
+    ones, less the mean of that over the group. `None` where there is none, as in evaluation, which has no `batch`.
     """
     columns: dict[str, list] = {GROUP: [row // group_size for row in range(first_row, first_row + n_rows)]}
     if batch is None:

@@ -1,7 +1,7 @@
 """Configuration of CLIPO: the fields that it adds to `GRPOConfig`, and their checks.
 
-Symbols are those of the CLIPO paper (arXiv 2603.10101): tau temperature, lambda reward weight, b reward offset, G rollouts
-of one prompt, H hidden size of the policy, D embedding size.
+Symbols are those of the CLIPO paper (arXiv 2603.10101): tau temperature, lambda reward weight, b reward offset, G
+rollouts of one prompt, H hidden size of the policy, D embedding size.
 """
 
 import copy
@@ -9,11 +9,16 @@ import inspect
 import math
 import textwrap
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 from trl import GRPOConfig
 
+
+if TYPE_CHECKING:
+    from .parent_shapes import GRPOArguments as ParentConfig  # whose fields the mixin's checks read
+else:
+    ParentConfig = object
 
 logger = logging.get_logger(__name__)
 
@@ -34,8 +39,9 @@ def check_choice(name: str, value: Any, choices: tuple) -> None:
         raise ValueError(f"`{name}` is {value!r}, which is not known. Choose one of {list(choices)}.")
 
 
-# The fields, in groups. Each is described once, in its help: `--help` shows it, and the end of this file puts it into docstrings.
-# Both add the default. argparse formats help with `%`, so a percent sign would have to be `%%` there: write "percent".
+# The fields, in groups. Each is described once, in its help: `--help` shows it, and the end of this file puts it into
+# docstrings. Both add the default. argparse formats help with `%`, so a percent sign would have to be `%%` there:
+# write "percent".
 
 
 @dataclass
@@ -76,7 +82,7 @@ class MethodFields:
     contrastive_reward_weight: float = field(
         default=0.2,
         metadata={
-            "help": "Weight lambda >= 0 of the loss, or of the readout in its place, in the contrastive reward. 0.0 (with "
+            "help": "Weight lambda >= 0 of the loss, or of the agreement in its place, in the contrastive reward. 0.0 (with "
             "offset 0.0) is GRPO, bit for bit; the head is still trained and its metrics logged. The paper uses 0.2. With "
             '`multi_objective_aggregation="normalize_then_sum"` only its effect on the floor remains.'
         },
@@ -91,7 +97,7 @@ class MethodFields:
     contrastive_reward_floor: float = field(
         default=-0.5,
         metadata={
-            "help": "Lowest contrastive reward, at most 0. The reference uses -0.5. The reward of a readout stays within as "
+            "help": "Lowest contrastive reward, at most 0. The reference uses -0.5. The reward of an agreement stays within as "
             "much of the offset, above and below. With offset 0, a correct rollout stays above a wrong one if its verifiable "
             "reward is higher by more than the floor is deep."
         },
@@ -214,7 +220,7 @@ class BeyondThePaperFields:
             "help": "What a correct rollout's contrastive reward is read off: \"loss\" (minus its loss; the paper's way), "
             '"agreement" (its embedding\'s mean cosine to the other correct rollouts) or "similarity_gap" (the same, less the '
             "mean cosine to the wrong ones). The last two are centred in the group, need "
-            '`contrastive_similarity="cosine"`, and are beyond the paper: see `similarity_readout`. The head learns from the '
+            '`contrastive_similarity="cosine"`, and are beyond the paper: see `agreement_score`. The head learns from the '
             "loss in any case.",
             "choices": REWARD_TYPES,
         },
@@ -241,7 +247,7 @@ class BeyondThePaperFields:
 
 @dataclass
 class CLIPOConfigMixin(  # a dataclass lists the fields of its last base first
-    BeyondThePaperFields, SuccessFields, WarmupFields, HeadFields, MethodFields
+    BeyondThePaperFields, SuccessFields, WarmupFields, HeadFields, MethodFields, ParentConfig
 ):
     r"""
     The fields that CLIPO adds to the configuration of a GRPO-shaped trainer. [`CLIPOConfig`] is this mixin over
@@ -263,12 +269,14 @@ class CLIPOConfigMixin(  # a dataclass lists the fields of its last base first
         self._check_head_and_warmup()
 
     @classmethod
-    def from_grpo_config(cls, args: GRPOConfig):
+    def from_grpo_config(cls, args: GRPOConfig) -> Any:
         """
-        Return a copy of a parent's configuration (already checked by its own class), such as a plain `GRPOConfig`, as one of this
-        class; the fields that the parent lacks take their defaults.
+        Return a copy of a parent's configuration (already checked by its own class), such as a plain `GRPOConfig`, as
+        one of this class; the fields that the parent lacks take their defaults.
         """
-        config = copy.copy(args)  # a shallow copy, not a new instance: `GRPOConfig` derives fields from each other
+        config: Any = copy.copy(
+            args
+        )  # a shallow copy, not a new instance: `GRPOConfig` derives fields from each other
         for new in fields(cls):
             if new.name not in vars(args):
                 setattr(config, new.name, new.default if new.default_factory is MISSING else new.default_factory())
@@ -356,22 +364,23 @@ class CLIPOConfigMixin(  # a dataclass lists the fields of its last base first
 @dataclass
 class CLIPOConfig(CLIPOConfigMixin, GRPOConfig):
     r"""
-    Configuration class for the [`CLIPOTrainer`]: every field of `GRPOConfig`, and those of [`CLIPOConfigMixin`], listed
-    below. With `contrastive_reward_weight=0.0` the policy is trained by GRPO, bit for bit.
+    Configuration class for the [`CLIPOTrainer`]: every field of `GRPOConfig`, and those of [`CLIPOConfigMixin`],
+    listed below. With `contrastive_reward_weight=0.0` the policy is trained by GRPO, bit for bit.
 
-    One default is another: with `load_best_model_at_end`, the best model is the one of the highest evaluation `reward`.
+    One default is another: with `load_best_model_at_end`, the best model is the one of the highest evaluation
+    `reward`.
     """
 
 
-FIELD_GROUPS = tuple(reversed(CLIPOConfigMixin.__bases__))
+FIELD_GROUPS = tuple(base for base in reversed(CLIPOConfigMixin.__bases__) if base is not object)
 
 
-def with_parameters(docstring: str) -> str:
+def with_parameters(docstring: str | None) -> str:
     """Return `docstring` with a section "Parameters": the fields of each group, with type, default and description."""
     entries = []
     for group in FIELD_GROUPS:
         entries += [f"    > {group.__doc__}\n", *map(_describe, fields(group))]
-    return "\n".join([inspect.cleandoc(docstring), "", "Parameters:", *entries])
+    return "\n".join([inspect.cleandoc(docstring or ""), "", "Parameters:", *entries])
 
 
 def _describe(parameter: Field) -> str:

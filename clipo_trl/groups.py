@@ -29,8 +29,8 @@ def group_means(
     rows_BX: torch.Tensor, valid_B: torch.Tensor, group_size: int, accelerator: Accelerator
 ) -> torch.Tensor:
     """
-    Mean over the group of each row, over all processes. Only the sums of the groups that processes share travel: two rows a
-    process.
+    Mean over the group of each row, over all processes. Only the sums of the groups that processes share travel: two
+    rows a process.
 
     Args:
         rows_BX (`torch.Tensor` of shape `(B, X)`): the rows of this process; invalid ones are zero.

@@ -26,8 +26,8 @@ logger = get_logger(__name__)
 HEAD_FOLDER = "contrastive_head"
 # What a head is saved with besides its weights; `contrastive_` and this is the name of the configuration's field.
 SETTINGS = ("head_type", "embedding_dim", "debias", "pooling", "layer")
-# Heads whose weights differ by no more than this share of their norm differ by rounding. Float32 rounds to 6e-8; one step of
-# the head moves its weights by some hundredths of their norm at the default learning rate.
+# Heads whose weights differ by no more than this share of their norm differ by rounding. Float32 rounds to 6e-8; one
+# step of the head moves its weights by some hundredths of their norm at the default learning rate.
 ROUNDING = 1e-4
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 _DOWNLOAD = ("revision", "token", "cache_dir", "force_download", "local_files_only")
@@ -43,8 +43,8 @@ class ContrastiveHead(
     r"""
     Projection of pooled hidden states on the unit sphere, in float32 whatever autocast and TF32 allow.
 
-    `save_pretrained` and `push_to_hub` are those of `huggingface_hub` (safetensors and a JSON file); [`from_pretrained`] also
-    finds the head in the folder or repository of the model that it was trained with.
+    `save_pretrained` and `push_to_hub` are those of `huggingface_hub` (safetensors and a JSON file);
+    [`from_pretrained`] also finds the head in the folder or repository of the model that it was trained with.
 
     Args:
         hidden_size (`int`):
@@ -55,19 +55,20 @@ class ContrastiveHead(
             `"linear"` (H -> D) or `"mlp"` (H -> H, ReLU, H -> D), both without bias.
         debias (`str`, *optional*):
             What is taken off the pooled states first: `None`, `"layer_norm"` (LayerNorm without affine over H),
-            `"mean_subtract"` (the mean over the batch) or `"group_center"` (the mean over the rollouts of the same prompt).
+            `"mean_subtract"` (the mean over the batch) or `"group_center"` (the mean over the rollouts of the same
+            prompt).
         seed (`int`, *optional*, defaults to `0`):
             Seed of the initial weights. They come from a generator of their own: torch's global one is not touched.
         pooling (`str`, *optional*, defaults to `"mean"`):
-            What the head is to be fed, saved with it: the `"mean"` of the hidden states of the completion's tokens but the
-            last, or the `"last"` of them.
+            What the head is to be fed, saved with it: the `"mean"` of the hidden states of the completion's tokens but
+            the last, or the `"last"` of them.
         layer (`int`, *optional*, defaults to `-1`):
             Likewise, of which layer: -1 after the final norm, otherwise a decoder layer.
 
     Attributes:
         mean_H (`torch.Tensor` of shape `(H,)`, *optional*):
-            With `debias="mean_subtract"`, the mean that was last subtracted in training mode; saved with the weights, not
-            learned. `None` in a new head.
+            With `debias="mean_subtract"`, the mean that was last subtracted in training mode; saved with the weights,
+            not learned. `None` in a new head.
 
     Raises:
         `ValueError`: a size that is not positive, an unknown name, or a layer that is no whole number.
@@ -123,9 +124,9 @@ class ContrastiveHead(
                 Pooled hidden states, of any floating dtype.
             mean_H (`torch.Tensor` of shape `(H,)` or `(B, H)`, *optional*):
                 For `debias="mean_subtract"` and `"group_center"`: the mean to subtract, or each rollout's. Default: in
-                evaluation mode the mean that `"mean_subtract"` last used in training, so that rollouts can be embedded one at
-                a time; in training mode, and where no mean was saved, the mean of `pooled_BH`, that is, these B rollouts are
-                the whole batch, or the group.
+                evaluation mode the mean that `"mean_subtract"` last used in training, so that rollouts can be embedded
+                one at a time; in training mode, and where no mean was saved, the mean of `pooled_BH`, that is, these B
+                rollouts are the whole batch, or the group.
 
         Returns:
             `torch.Tensor` of shape `(B, D)`, float32, rows of length 1.
@@ -152,7 +153,8 @@ class ContrastiveHead(
 
     @torch.no_grad()
     def fingerprint(self) -> torch.Tensor:
-        """Sum of the weights' bit patterns, and the mean's (int64, no dimension): tells heads apart that differ in a bit."""
+        """Sum of the weights' bit patterns, and the mean's (int64, no dimension): tells heads apart that differ in a
+        bit."""
         return sum(weight.view(torch.int32).sum(dtype=torch.int64) for weight in self.state_dict().values())
 
     @torch.no_grad()
@@ -184,8 +186,9 @@ class ContrastiveHead(
                 Where to look inside that folder or repository: `"last-checkpoint"`, for one.
             kwargs:
                 `revision`, `token`, `cache_dir`, `force_download` and `local_files_only` as in `huggingface_hub`;
-                `map_location` (defaults to `"cpu"`); and arguments of the constructor that the file does not record (version
-                0.1.0 recorded neither `pooling` nor `layer`; where they are not given their defaults are taken).
+                `map_location` (defaults to `"cpu"`); and arguments of the constructor that the file does not record
+                (version 0.1.0 recorded neither `pooling` nor `layer`; where they are not given their defaults are
+                taken).
 
         Returns:
             `ContrastiveHead`, in evaluation mode.
@@ -199,7 +202,8 @@ class ContrastiveHead(
 
     @classmethod
     def _load(cls, argument: str, path: str | Path, subfolder: str = "", fallback: dict | None = None, **kwargs):
-        """`from_pretrained`, with the name of the argument for the error, and settings for what the file does not record."""
+        """`from_pretrained`, with the name of the argument for the error, and settings for what the file does not
+        record."""
         download = {name: kwargs.pop(name) for name in _DOWNLOAD if name in kwargs}
         try:
             folder = _find_head(str(path), subfolder, **download)
@@ -333,12 +337,12 @@ def resolve_saved_head(args: CLIPOConfigMixin) -> tuple[CLIPOConfigMixin, Contra
     """
     Load the head that a run starts from, and let the configuration say what that head is.
 
-    What the head was saved with is used. A field that asks for something else, and not by its default, is warned of, or, if
-    it decides what the head reads (pooling and layer), an error.
+    What the head was saved with is used. A field that asks for something else, and not by its default, is warned of,
+    or, if it decides what the head reads (pooling and layer), an error.
 
     Returns:
-        `tuple`: a copy of `args` with the saved head's settings, and the head; without `contrastive_head_path`, `args` itself
-        and `None`.
+        `tuple`: a copy of `args` with the saved head's settings, and the head; without `contrastive_head_path`, `args`
+        itself and `None`.
 
     Raises:
         `ValueError`: no head there, or one that was trained on other states than `args` asks for.

@@ -1,8 +1,8 @@
 """
 Says when nothing can be learned: rules over what training logs, in a table, and the callback that goes by it.
 
-A rule sees one training log and the configuration, nothing else. To add one, add an entry to `RULES` and a section of the
-same name to docs/metrics.md, "When nothing is learned".
+A rule sees one training log and the configuration, nothing else. To add one, add an entry to `RULES` and a section of
+the same name to docs/metrics.md, "When nothing is learned".
 """
 
 import math
@@ -113,7 +113,7 @@ def _nothing_is_paid(args: CLIPOArguments, step: int) -> bool:
 
 
 def _is_idle(logs: Logs, args: CLIPOArguments) -> bool:
-    """Rollouts were fit to be anchors and none was. A frozen head needs none, as long as a readout is paid without."""
+    """Rollouts were fit to be anchors and none was. A frozen head needs none, as long as agreement is paid without."""
     paid_without = args.freeze_contrastive_head and logs.get(PAID) is not None
     return logs[ANCHORS] == 0 and logs[LEFT_OUT] < 1 and not paid_without
 
@@ -130,8 +130,8 @@ def _head_gradient_is_not_finite(logs: Logs, args: CLIPOArguments) -> bool | Non
 
 def _has_no_gradient(logs: Logs, args: CLIPOArguments) -> bool:
     """
-    No gradient, and no other finding to explain it. The norm is that of the last step before the log, whose groups may all
-    have been without spread by chance where many of the log's are: then it says nothing.
+    No gradient, and no other finding to explain it. The norm is that of the last step before the log, whose groups may
+    all have been without spread by chance where many of the log's are: then it says nothing.
     """
     all_masked = args.mask_truncated_completions and logs.get(TRUNCATED) == 1
     return logs[GRADIENT] == 0 and logs[NO_SPREAD] <= 0.5 and logs.get("reward_std") != 0 and not all_masked
@@ -152,8 +152,8 @@ def _correct_without_answer(logs: Logs, args: CLIPOArguments) -> bool:
 
 # ---------------------------------------------------------------------- the table
 
-# Where one finding explains another, the cause alone is said: it stands first, and the conditions exclude each other or the
-# other one yields.
+# Where one finding explains another, the cause alone is said: it stands first, and the conditions exclude each other
+# or the other one yields.
 RULES = (
     Rule(
         "no_rewards",
@@ -274,13 +274,14 @@ RULES = (
 
 class HealthCallback(TrainerCallback):
     """
-    Warns when nothing can be learned: when one of `RULES` holds in `patience` training logs in a row. It names the likely
-    cause and the section of docs/metrics.md that helps. A finding is said once, and again only when it has been away for as
-    many logs.
+    Warns when nothing can be learned: when one of `RULES` holds in `patience` training logs in a row. It names the
+    likely cause and the section of docs/metrics.md that helps. A finding is said once, and again only when it has been
+    away for as many logs.
 
-    It reads the logs alone, with any `logging_steps`. Logs that lack a metric, for example between two generation batches,
-    count neither for nor against. Evaluation logs and the summary at the end are left alone. Every process keeps the
-    findings, and the first one speaks. Each call of `train` starts afresh, also when it resumes from a checkpoint.
+    It reads the logs alone, with any `logging_steps`. Logs that lack a metric, for example between two generation
+    batches, count neither for nor against. Evaluation logs and the summary at the end are left alone. Every process
+    keeps the findings, and the first one speaks. Each call of `train` starts afresh, also when it resumes from a
+    checkpoint.
 
     Args:
         patience (`int`, *optional*, defaults to `5`): logs in a row before a finding is said, or is over.

@@ -1,10 +1,11 @@
 """Rollout tokens in, one pooled hidden state per rollout out (CLIPO, arXiv 2603.10101, section 3).
 
-The state of a rollout is the mean of the policy's hidden states at its completion's tokens, without the last one: sampled
-but never fed back, it has no state while decoding. A completion of one token is read where that token was sampled. Padding
-and tokens that the policy did not write (tool or environment output) are left out.
+The state of a rollout is the mean of the policy's hidden states at its completion's tokens, without the last one:
+sampled but never fed back, it has no state while decoding. A completion of one token is read where that token was
+sampled. Padding and tokens that the policy did not write (tool or environment output) are left out.
 
-States are read by a forward hook and pooled at once, in float32. There are three ways to the same numbers:
+States are read by a forward hook and pooled at once, in float32. There are three capture modes that give the same
+numbers:
     - `DecodePooler` sums them while `generate` decodes, token by token;
     - `ForwardPooler` pools them in a forward pass over whole sequences that the trainer makes anyway;
     - or in one over the decoder alone (no LM head), fed by `right_padded`.
@@ -45,7 +46,8 @@ class RolloutTokens:
 
     def reads(self, row: int, pooling: str) -> torch.Tensor:
         """
-        The positions of a rollout whose states are pooled, as a bool mask over its prompt and completion without padding.
+        The positions of a rollout whose states are pooled, as a bool mask over its prompt and completion without
+        padding.
 
         All False if the policy wrote nothing: such a rollout has no state.
         """
@@ -66,8 +68,8 @@ class RolloutTokens:
 
 def right_padded(tokens: RolloutTokens, rows: list[int], pooling: str, pad_token_id: int, device: torch.device):
     """
-    Whole sequences of some rollouts, padded on the right: positions are then right for every causal model, also for one
-    with absolute positions or a recurrent state.
+    Whole sequences of some rollouts, padded on the right: positions are then right for every causal model, also for
+    one with absolute positions or a recurrent state.
 
     Returns:
         `input_ids_BL`, `attention_mask_BL` (long) and `reads_BL` (bool), with B = `len(rows)`.
@@ -95,9 +97,9 @@ def left_padded_reads(tokens: RolloutTokens, pooling: str, n_prompt: int, n_comp
 
 def shown_to_themselves(attention_mask_BL: torch.Tensor, tokens: RolloutTokens, n_prompt: int) -> torch.Tensor:
     """
-    TRL's attention mask with `mask_truncated_completions`, in which truncated completions are hidden altogether, from themselves
-    too: here they see themselves. Their last token stays hidden: nothing sees it, its state is not read, and the mask keeps a zero
-    wherever it had one (transformers computes differently, in the last digits, without).
+    TRL's attention mask with `mask_truncated_completions`, in which truncated completions are hidden altogether, from
+    themselves too: here they see themselves. Their last token stays hidden: nothing sees it, its state is not read,
+    and the mask keeps a zero wherever it had one (transformers computes differently, in the last digits, without).
     """
     n_completion = attention_mask_BL.size(1) - n_prompt
     device = attention_mask_BL.device
@@ -227,8 +229,8 @@ class DecodePooler:
     """
     Pools the states of `generate` while it decodes: one call with the prompts, then one a token.
 
-    Holds two (B, H) tensors. Finished sequences, which `generate` feeds padding, are left out. The states are those that
-    sampled the rollouts: whatever `generate` computes, dropout and dtype included.
+    Holds two (B, H) tensors. Finished sequences, which `generate` feeds padding, are left out. The states are those
+    that sampled the rollouts: whatever `generate` computes, dropout and dtype included.
 
     Args:
         eos_token_ids (`list[int]`): tokens that end a completion.
@@ -264,8 +266,8 @@ class DecodePooler:
 
     def result(self, tokens: RolloutTokens) -> torch.Tensor | None:
         """
-        Pooled states (B, H), float32, of the completions in `tokens`. `None` if these are not the sequences that were fed
-        one token at a time (beams reordered, several tokens a step, ...): number and checksum of the tokens tell.
+        Pooled states (B, H), float32, of the completions in `tokens`. `None` if these are not the sequences that were
+        fed one token at a time (beams reordered, several tokens a step, ...): number and checksum of the tokens tell.
         """
         completions = [torch.tensor(ids[:-1], dtype=torch.long) for ids in tokens.completion_ids]
         checksums = [(ids * torch.arange(1, len(ids) + 1)).sum().item() for ids in completions]

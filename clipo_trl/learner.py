@@ -1,6 +1,7 @@
-"""The head's side of a generation batch: pooled states and labels in, one contrastive reward a rollout and a wiser head out.
+"""The head's side of a generation batch: pooled states and labels in, one contrastive reward a rollout and a wiser
+head out.
 
-pooled_BH --head.py--> embeddings --losses.py--> loss per rollout (or --readout.py--> score) --rewards.py--> reward
+pooled_BH --head.py--> embeddings --losses.py--> loss per rollout (or --agreement.py--> score) --rewards.py--> reward
 """
 
 from dataclasses import asdict
@@ -11,13 +12,13 @@ from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list, send_to_device
 from torch import nn
 
+from .agreement import agreement_score
 from .calibration import Calibration
 from .groups import group_means
 from .head import ContrastiveHead
 from .losses import contrastive_loss
 from .parent_shapes import CLIPOArguments
-from .readout import similarity_readout
-from .rewards import contrastive_reward, readout_reward
+from .rewards import agreement_reward, contrastive_reward
 from .scored_batch import ScoredBatch
 
 
@@ -35,7 +36,8 @@ class HeadLearner:
 
     Attributes:
         n_batches (`int`): generation batches scored so far.
-        draw_generator (`torch.Generator`): on the CPU, the same on every process; leaves the global random state alone.
+        draw_generator (`torch.Generator`): on the CPU, the same on every process; leaves the global random state
+            alone.
     """
 
     def __init__(self, head: ContrastiveHead, args: CLIPOArguments, accelerator: Accelerator):
@@ -58,10 +60,11 @@ class HeadLearner:
         Score a generation batch, and let the head learn from it: one step on the loss over all processes.
 
         Args:
-            pooled_BH (`torch.Tensor` of shape `(B, H)`): pooled hidden states of this process; rows that are 0 or not finite
-                are left out.
+            pooled_BH (`torch.Tensor` of shape `(B, H)`): pooled hidden states of this process; rows that are 0 or not
+                finite are left out.
             correct_PG (`torch.Tensor` of shape `(P, G)`, bool): success labels of all processes.
-            has_reward_PG (`torch.Tensor` of shape `(P, G)`, bool): False where no reward was given; such rows are left out.
+            has_reward_PG (`torch.Tensor` of shape `(P, G)`, bool): False where no reward was given; such rows are left
+                out.
             steps_PG (`torch.Tensor` of shape `(P, G)`, *optional*): reward of the step checker.
         """
         figures = self.synchronise()
@@ -71,8 +74,8 @@ class HeadLearner:
         valid_B = has_state_B & has_reward_PG.flatten()[local]
         pooled_BH = pooled_BH.masked_fill(~valid_B.unsqueeze(1), 0.0)
         embeddings_BD = self._embed(pooled_BH, valid_B)
-        # Hidden states stay on their process. Embeddings meet as a leaf: its gradient is the same on every process, and
-        # each takes the part of its own rollouts on to the head.
+        # Hidden states stay on their process. Embeddings meet as a leaf: its gradient is the same on every process,
+        # and each takes the part of its own rollouts on to the head.
         embeddings_ND = self.accelerator.gather(embeddings_BD.detach())
         has_state_N = self.accelerator.gather(has_state_B) & embeddings_ND.isfinite().all(1)
         valid_PG = has_state_N.view_as(correct_PG) & has_reward_PG
@@ -88,7 +91,7 @@ class HeadLearner:
         self.n_batches += 1
 
         embeddings_PGD = embeddings_PGD.detach()
-        agreement_PG, is_scored_PG = similarity_readout(embeddings_PGD, correct_PG, valid_PG=valid_PG)
+        agreement_PG, is_scored_PG = agreement_score(embeddings_PGD, correct_PG, valid_PG=valid_PG)
         return ScoredBatch(
             correct_PG=correct_PG,
             valid_PG=valid_PG,
@@ -142,14 +145,14 @@ class HeadLearner:
         if args.contrastive_reward_type == "loss":
             reward_PG = contrastive_reward(loss_PG, correct_PG, **settings)
             return reward_PG, is_anchor_PG & correct_PG, reward_PG <= args.contrastive_reward_floor
-        score_PG, is_scored_PG = similarity_readout(
+        score_PG, is_scored_PG = agreement_score(
             embeddings_PGD,
             correct_PG,
             valid_PG=valid_PG,
             reward_type=args.contrastive_reward_type,
             level=args.contrastive_level,
         )
-        reward_PG = readout_reward(score_PG, correct_PG, **settings)
+        reward_PG = agreement_reward(score_PG, correct_PG, **settings)
         is_cut_PG = (reward_PG - args.contrastive_reward_offset).abs() >= -args.contrastive_reward_floor
         return reward_PG, is_scored_PG, is_cut_PG
 
@@ -160,7 +163,8 @@ class HeadLearner:
         return offset + trust * (reward_PG - offset)
 
     def _step(self, embeddings_BD: torch.Tensor, gradient_BD: torch.Tensor) -> float:
-        """One AdamW step on the loss over all processes, given its gradient at this process' embeddings. Returns its norm."""
+        """One AdamW step on the loss over all processes, given its gradient at this process' embeddings. Returns its
+        norm."""
         embeddings_BD.backward(gradient_BD)
         parameters = list(self.head.parameters())
         for parameter in parameters:
@@ -175,8 +179,8 @@ class HeadLearner:
 
     def synchronise(self) -> dict[str, float]:
         """
-        Compare the heads of all processes, bit for bit. Where they differ by rounding, all go on with that of process 0 and its
-        optimizer, and `heads_differed` is 1; otherwise raise a `RuntimeError` on every process.
+        Compare the heads of all processes, bit for bit. Where they differ by rounding, all go on with that of process
+        0 and its optimizer, and `heads_differed` is 1; otherwise raise a `RuntimeError` on every process.
         """
         fingerprints = self.accelerator.gather(self.head.fingerprint().view(1)).tolist()
         if len(set(fingerprints)) == 1:

@@ -1,7 +1,8 @@
 """Contrastive loss per rollout (CLIPO, arXiv 2603.10101, section 3): embeddings, labels and groups in, losses out.
 
-Pure functions of tensors. Everything is a difference of log-sum-exps; no epsilon stands inside a logarithm (the published
-implementation adds 1e-8 there, which acts as a phantom negative and inflates the loss of far-apart embeddings).
+Pure functions of tensors. Everything is a difference of log-sum-exps; no epsilon stands inside a logarithm (the
+published implementation adds 1e-8 there, which acts as a phantom negative and inflates the loss of far-apart
+embeddings).
 
 Notation:
     P: prompts of the generation batch (groups), G: rollouts of a prompt, N = P * G, D: embedding size
@@ -44,11 +45,11 @@ def contrastive_loss(
     | `"supcon_in"` | -log(mean_{p in P(i)} exp s_ip / sum_{a in A(i)} exp s_ia) |
     | `"soft_nn"` | -log(sum_{p in P(i)} exp s_ip / sum_{a in A(i)} exp s_ia) |
 
-    With all positives in one point `"infonce"` and the two `"supcon"` still cost log |P(i)|, since the denominator holds
-    the other positives. `"soft_nn"` does not.
+    With all positives in one point `"infonce"` and the two `"supcon"` still cost log |P(i)|, since the denominator
+    holds the other positives. `"soft_nn"` does not.
 
-    Time and memory grow with N * G at level `"group"`. The other two levels take time N * N and hold a block of rows of
-    the logits at once, in the backward pass too.
+    Time and memory grow with N * G at level `"group"`. The other two levels take time N * N and hold a block of rows
+    of the logits at once, in the backward pass too.
 
     Args:
         embeddings_PGD (`torch.Tensor` of shape `(P, G, D)`):
@@ -56,8 +57,8 @@ def contrastive_loss(
         correct_PG (`torch.Tensor` of shape `(P, G)`, bool):
             True where the rollout succeeded.
         valid_PG (`torch.Tensor` of shape `(P, G)`, bool, *optional*):
-            False where a rollout is neither anchor nor positive nor negative; its embedding may be anything. Default: all
-            True.
+            False where a rollout is neither anchor nor positive nor negative; its embedding may be anything. Default:
+            all True.
         loss_type (`str`, *optional*, defaults to `"infonce"`):
             See the table.
         similarity (`str`, *optional*, defaults to `"cosine"`):
@@ -99,8 +100,8 @@ def contrastive_loss(
     embeddings_PGD = embeddings_PGD.masked_fill(~valid_PG.unsqueeze(-1), 0.0)
     correct_PG = correct_PG.bool()
     wanted_PG = valid_PG & {"correct": correct_PG, "incorrect": ~correct_PG, "all": valid_PG}[anchors]
-    # One number u in [0, 1) per rollout chooses its positive, so the draw does not depend on how rows are blocked. It travels
-    # as the integer u * 2**53: not every device has float64.
+    # One number u in [0, 1) per rollout chooses its positive, so the draw does not depend on how rows are blocked. It
+    # travels as the integer u * 2**53: not every device has float64.
     draw_PG = torch.rand(correct_PG.shape, dtype=torch.float64, device="cpu", generator=generator)
     draw_PG = (draw_PG * 2**53).long().to(correct_PG.device)
     rollouts = (embeddings_PGD, correct_PG, valid_PG, wanted_PG, draw_PG)
@@ -176,7 +177,8 @@ def _loss_of_rows(anchors_RD, others_CD, positive_RC, other_RC, wanted_R, draw_R
 
 
 def _share_of(n_R: torch.Tensor, draw_R: torch.Tensor) -> torch.Tensor:
-    """The integer part of u * n, exactly, for u = `draw_R` / 2**53. In two halves, as the whole product overflows int64."""
+    """The integer part of u * n, exactly, for u = `draw_R` / 2**53. In two halves, as the whole product overflows
+    int64."""
     high_R, low_R = draw_R >> 26, draw_R & (2**26 - 1)
     return (high_R * n_R + (low_R * n_R >> 26)) >> 27
 

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
+from .agreement import agreement_score
 from .groups import in_groups
-from .readout import similarity_readout
 from .scored_batch import ScoredBatch
 
 
@@ -23,13 +23,16 @@ def rollout_metrics(
     valid_PG: torch.Tensor,
 ) -> dict[str, float]:
     """
-    Shares, loss of the correct rollouts that are anchors, and reward of those that are paid one (NaN where there are none).
+    Shares, loss of the correct rollouts that are anchors, and reward of those that are paid one (NaN where there are
+    none).
 
     Args:
         loss_PG, is_anchor_PG, reward_PG (`torch.Tensor` of shape `(P, G)`): of all processes.
-        is_paid_PG (`torch.Tensor` of shape `(P, G)`, bool): correct rollouts that have a loss, or a readout in its place.
+        is_paid_PG (`torch.Tensor` of shape `(P, G)`, bool): correct rollouts that have a loss, or an agreement in its
+            place.
         is_cut_PG (`torch.Tensor` of shape `(P, G)`, bool): where a bound of the reward acted.
-        correct_PG, valid_PG (`torch.Tensor` of shape `(P, G)`, bool): success label; False where a rollout was left out.
+        correct_PG, valid_PG (`torch.Tensor` of shape `(P, G)`, bool): success label; False where a rollout was left
+            out.
     """
     metrics = {
         "head_loss": (loss_PG.sum() / is_anchor_PG.sum()).item(),  # 0 / 0 = NaN: TRL leaves NaN out of its averages
@@ -73,9 +76,9 @@ def pair_cosines(vectors_PGX: torch.Tensor, correct_PG: torch.Tensor, valid_PG: 
 
 def sound_against_lucky(score_PG: torch.Tensor, sound_PG: torch.Tensor, lucky_PG: torch.Tensor) -> torch.Tensor:
     """
-    How well a score tells sound from lucky rollouts of the same group: `[ranked, difference, number]` over the pairs of a
-    sound and a lucky rollout. `ranked / number` is the AUROC inside groups, with a half for a tie; `difference / number` is
-    the mean difference of their scores. Additive over processes.
+    How well a score tells sound from lucky rollouts of the same group: `[ranked, difference, number]` over the pairs
+    of a sound and a lucky rollout. `ranked / number` is the AUROC inside groups, with a half for a tie; `difference /
+    number` is the mean difference of their scores. Additive over processes.
 
     Args:
         score_PG (`torch.Tensor` of shape `(P, G)`): higher is meant to be sounder.
@@ -125,7 +128,7 @@ def soundness_metrics(batch: ScoredBatch, accelerator: Accelerator) -> dict[str,
     assert batch.steps_PG is not None
     sound_PG, lucky_PG = batch.steps_PG > 0, batch.steps_PG <= 0  # neither where the checker gave nothing
     states, present, groups = _states_in_groups(batch)
-    of_states, has_score = similarity_readout(
+    of_states, has_score = agreement_score(
         F.normalize(states, dim=-1),
         batch.correct_PG[groups],
         valid_PG=batch.valid_PG[groups] & present,

@@ -1,4 +1,4 @@
-"""What a mixin may take for granted of the class that it stands before: its types, for the checker, and its arguments."""
+"""What a mixin takes for granted of the class that it stands before: types, for the checker, and arguments."""
 
 import inspect
 from typing import TYPE_CHECKING, Any
@@ -46,8 +46,8 @@ else:
 
 def arguments_by_name(cls: type, mixin: type, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """
-    Arguments for the parents of `mixin` in `cls`, by the names and places that these have: a subclass of `GRPOTrainer` may have
-    others than its parent, or hand on what it does not name.
+    Arguments for the parents of `mixin` in `cls`, by the names and places that these have: a subclass of `GRPOTrainer`
+    may have others than its parent, or hand on what it does not name.
 
     Raises:
         `TypeError`: an argument is missing, or no parent takes `reward_funcs`.

@@ -1,7 +1,7 @@
 """Matrix products in full float32, whatever autocast and TF32 allow the policy.
 
-Cosines are divided by tau = 0.05 before they are exponentiated: rounded to 8 bits (bfloat16) or 11 (TF32), logits would be off
-by some hundredths or by a hundredth, and the head's gradient with them.
+Cosines are divided by tau = 0.05 before they are exponentiated: rounded to 8 bits (bfloat16) or 11 (TF32), logits
+would be off by some hundredths or by a hundredth, and the head's gradient with them.
 """
 
 from collections.abc import Iterator
@@ -56,7 +56,8 @@ def full_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
     Args:
         left (`torch.Tensor` of shape `(..., N, K)`): rows.
-        right (`torch.Tensor` of shape `(..., M, K)`): rows; the weight of a linear layer, for one. The same leading axes.
+        right (`torch.Tensor` of shape `(..., M, K)`): rows; the weight of a linear layer, for one. The same leading
+            axes.
 
     Returns:
         `torch.Tensor` of shape `(..., N, M)`.

@@ -14,8 +14,9 @@ def contrastive_reward(
     r"""
     Reward max(b - lambda * L_i * c_i, floor), to be added to the verifiable reward.
 
-    Only correct rollouts (c_i = 1) are docked for their loss. lambda stands before the floor, so the floor does not move
-    with it. A correct rollout stays above a wrong one, which gets b, if its verifiable reward is higher by more than b - floor.
+    Only correct rollouts (c_i = 1) are docked for their loss. lambda stands before the floor, so the floor does not
+    move with it. A correct rollout stays above a wrong one, which gets b, if its verifiable reward is higher by more
+    than b - floor.
 
     Args:
         loss_PG (`torch.Tensor` of shape `(P, G)`):
@@ -39,7 +40,7 @@ def contrastive_reward(
     return (offset - weight * loss_PG.detach() * correct_PG).clamp(min=floor)
 
 
-def readout_reward(
+def agreement_reward(
     score_PG: torch.Tensor,
     correct_PG: torch.Tensor,
     *,
@@ -48,14 +49,15 @@ def readout_reward(
     floor: float = -0.5,
 ) -> torch.Tensor:
     r"""
-    Reward b + lambda * g_i * c_i, cut to b + floor and b - floor: what is paid for a readout g_i in place of the loss.
+    Reward b + lambda * g_i * c_i, cut to b + floor and b - floor: what is paid for an agreement g_i in place of the
+    loss.
 
-    A correct rollout stays above a wrong one, which gets b, if its verifiable reward is higher by more than -floor. Beyond
-    the paper.
+    A correct rollout stays above a wrong one, which gets b, if its verifiable reward is higher by more than -floor.
+    Beyond the paper.
 
     Args:
         score_PG (`torch.Tensor` of shape `(P, G)`):
-            Readout g_i, 0 where there is none; see [`similarity_readout`].
+            Agreement g_i, 0 where there is none; see [`agreement_score`].
         correct_PG (`torch.Tensor` of shape `(P, G)`, bool):
             Success label c_i.
         weight, offset, floor (`float`):

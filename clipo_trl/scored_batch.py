@@ -1,4 +1,5 @@
-"""What is known of a generation batch once the head has scored it: the container that travels on to reward, metrics and tables."""
+"""What is known of a generation batch once the head has scored it: the container that travels on to reward, metrics
+and tables."""
 
 from dataclasses import dataclass, field
 
@@ -8,12 +9,13 @@ import torch
 @dataclass
 class ScoredBatch:
     """
-    A generation batch as the head sees it: P prompts with G rollouts each, of all processes and the same on all of them, B rollouts
-    of this process. Nothing has a gradient.
+    A generation batch as the head sees it: P prompts with G rollouts each, of all processes and the same on all of
+    them, B rollouts of this process. Nothing has a gradient.
 
     Attributes:
         correct_PG (`torch.Tensor` of shape `(P, G)`, bool): success labels.
-        valid_PG (`torch.Tensor` of shape `(P, G)`, bool): False where a rollout counts for nothing: no reward, or no finite state.
+        valid_PG (`torch.Tensor` of shape `(P, G)`, bool): False where a rollout counts for nothing: no reward, or no
+            finite state.
         steps_PG (`torch.Tensor` of shape `(P, G)`, *optional*): reward of the step checker, NaN where it gave none.
         embeddings_PGD (`torch.Tensor` of shape `(P, G, D)`): unit embeddings, by the head as it was before its step.
         loss_PG (`torch.Tensor` of shape `(P, G)`): contrastive loss, 0 where `is_anchor_PG` is False.
@@ -22,12 +24,13 @@ class ScoredBatch:
             `is_scored_PG` is False.
         is_scored_PG (`torch.Tensor` of shape `(P, G)`, bool): correct rollouts with another one in their group.
         reward_PG (`torch.Tensor` of shape `(P, G)`): contrastive reward, calibrated if that is asked for.
-        is_paid_PG (`torch.Tensor` of shape `(P, G)`, bool): correct rollouts that have a loss, or a readout in its place.
+        is_paid_PG (`torch.Tensor` of shape `(P, G)`, bool): correct rollouts that have a loss, or an agreement in its
+            place.
         is_cut_PG (`torch.Tensor` of shape `(P, G)`, bool): where a bound of the reward acted.
         pooled_BH (`torch.Tensor` of shape `(B, H)`): hidden states of this process, 0 where left out.
         local (`slice`): place of these B rollouts among the P * G.
-        rewards (`dict[str, torch.Tensor]`): the other rewards, by the names of their functions, each of shape `(P, G)`, NaN where
-            there was none. Put in by the trainer.
+        rewards (`dict[str, torch.Tensor]`): the other rewards, by the names of their functions, each of shape `(P,
+            G)`, NaN where there was none. Put in by the trainer.
         figures (`dict[str, float]`): what the head's step and the calibration tell, by the names of the metrics.
     """
 

@@ -1,4 +1,5 @@
-"""Which rewards say whether a rollout is correct. The contrastive loss is about correct against wrong: all else hangs on this."""
+"""Which rewards say whether a rollout is correct. The contrastive loss is about correct against wrong: all else hangs
+on this."""
 
 from typing import NamedTuple
 
@@ -21,8 +22,8 @@ class SuccessRule(NamedTuple):
     """
     A rollout is correct if the weighted sum of the rewards `names` is greater than a threshold.
 
-    `choice` tells how they were chosen: `"named"` by the user, `"only"` since there is no other, `"accuracy"` as known to tell
-    whether the answer is right, or `"all"` for want of anything better.
+    `choice` tells how they were chosen: `"named"` by the user, `"only"` since there is no other, `"accuracy"` as known
+    to tell whether the answer is right, or `"all"` for want of anything better.
     """
 
     names: list[str]
@@ -34,7 +35,8 @@ def find_success_rule(weights: dict[str, float], wanted: list[str] | None, step_
     Args:
         weights (`dict[str, float]`): the reward functions, without CLIPO's own column.
         wanted (`list[str]`, *optional*): `contrastive_success_rewards`.
-        step_reward (`str`, *optional*): `contrastive_step_reward`, which is no judge of answers unless there is no other.
+        step_reward (`str`, *optional*): `contrastive_step_reward`, which is no judge of answers unless there is no
+            other.
 
     Raises:
         `ValueError`: names that are not there, or weights that decide nothing.

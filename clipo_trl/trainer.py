@@ -1,9 +1,11 @@
-"""CLIPO (arXiv 2603.10101) on top of TRL's `GRPOTrainer`: one more reward column, and a head that learns beside the policy.
+"""CLIPO (arXiv 2603.10101) on top of TRL's `GRPOTrainer`: one more reward column, and a head that learns beside the
+policy.
 
     prompts --TRL--> rollouts --hidden_states.py--> pooled_BH --head.py--> embeddings --losses.py--> loss per rollout
-       (or --readout.py--> score per rollout) --rewards.py--> one more reward column --TRL--> policy loss
+       (or --agreement.py--> score per rollout) --rewards.py--> one more reward column --TRL--> policy loss
 
-Axes: B rollouts of this process, N = P * G of all processes, P prompts, G rollouts a prompt, H hidden size, D embedding size.
+Axes: B rollouts of this process, N = P * G of all processes, P prompts, G rollouts a prompt, H hidden size, D
+embedding size.
 """
 
 import copy
@@ -39,7 +41,8 @@ logger = get_logger(__name__)
 
 
 def contrastive(completions, **kwargs) -> list[None]:
-    """Holds the place of the contrastive reward among TRL's reward functions: gives it a column, a name and a weight."""
+    """Holds the place of the contrastive reward among TRL's reward functions: gives it a column, a name and a
+    weight."""
     return [None] * len(completions)
 
 
@@ -48,9 +51,10 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
     CLIPO for any trainer that is shaped like `GRPOTrainer`: `class MyTrainer(CLIPOMixin, GMPOTrainer)`, with a
     configuration `class MyConfig(CLIPOConfigMixin, GMPOConfig)`.
 
-    The only change to the parent is one more reward column, `contrastive`. It is filled in training; in evaluation it stays
-    empty. Everything after it (advantages, clipping, KL) is the parent's. Here stand the parent's methods that are overridden, each
-    a few lines; the work is done by a [`StateSource`] (hidden states), a [`HeadLearner`] (head, loss, reward) and a [`Warmup`].
+    The only change to the parent is one more reward column, `contrastive`. It is filled in training; in evaluation it
+    stays empty. Everything after it (advantages, clipping, KL) is the parent's. Here stand the parent's methods that
+    are overridden, each a few lines; the work is done by a [`StateSource`] (hidden states), a [`HeadLearner`] (head,
+    loss, reward) and a [`Warmup`].
     """
 
     args: CLIPOArguments
@@ -93,7 +97,8 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
     # ------------------------------------------------------------------ construction
 
     def _place_column(self, given: dict) -> None:
-        """Give the contrastive reward a column, a weight and a processing class, without touching the caller's lists."""
+        """Give the contrastive reward a column, a weight and a processing class, without touching the caller's
+        lists."""
         reward_funcs, args = given.get("reward_funcs"), given["args"]
         reward_funcs = [] if reward_funcs is None else reward_funcs
         reward_funcs = [*reward_funcs] if isinstance(reward_funcs, list | tuple) else [reward_funcs]
@@ -265,8 +270,8 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
 
     def reward_to_pay(self, batch: ScoredBatch) -> torch.Tensor:
         """
-        The contrastive reward to be paid for a generation batch. Override it to try another: it is logged, put into the table
-        and added to the other rewards as CLIPO's own is. On every process it gets, and must give, the same.
+        The contrastive reward to be paid for a generation batch. Override it to try another: it is logged, put into
+        the table and added to the other rewards as CLIPO's own is. On every process it gets, and must give, the same.
 
         Args:
             batch (`ScoredBatch`): what is known of the batch, CLIPO's reward among it.
@@ -317,8 +322,8 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
     def training_step(self, model, inputs, num_items_in_batch=None):
         if not self.warmup.freezes(self.state.global_step):
             return super().training_step(model, inputs, num_items_in_batch)
-        # Rollouts and the head's step, without a forward or backward pass of the policy: no parameter gets a gradient, so
-        # the optimizer's step that follows changes nothing.
+        # Rollouts and the head's step, without a forward or backward pass of the policy: no parameter gets a gradient,
+        # so the optimizer's step that follows changes nothing.
         start = time.perf_counter()
         with self._in_mode(evaluating=False):
             self._prepare_inputs(inputs)
@@ -357,6 +362,17 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             load_state(checkpoint, self.head_learner, self.warmup, self.state.global_step)
+            self._drop_rollouts_of_a_longer_warmup()
+
+    def _drop_rollouts_of_a_longer_warmup(self) -> None:
+        waiting, step = self._buffered_inputs, self.state.global_step
+        if self.beta and waiting and "ref_per_token_logps" not in waiting[0] and not self.warmup.freezes(step):
+            logger.warning(
+                f"The checkpoint of step {step} lies in a frozen warm-up that is over with `contrastive_warmup_steps` "
+                f"{self.args.contrastive_warmup_steps}. The rollouts that wait there have no log-probabilities under the "
+                "reference, which `beta` needs: they are made again."
+            )
+            self._buffered_inputs = None
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
@@ -369,10 +385,10 @@ class CLIPOTrainer(CLIPOMixin, GRPOTrainer):
     """
     Trainer for Contrastive Learning in Policy Optimization (CLIPO, https://huggingface.co/papers/2603.10101).
 
-    The only change w.r.t. `GRPOTrainer` is one more reward, `contrastive`: a head embeds each rollout's pooled last hidden
-    states, a contrastive loss pulls the correct rollouts of a group together and away from the wrong ones, and that loss
-    is taken off their reward. The head learns from the same loss, with its own optimizer, one step a generation batch. With
-    `contrastive_reward_weight=0.0` the policy is trained exactly as by `GRPOTrainer`.
+    The only change w.r.t. `GRPOTrainer` is one more reward, `contrastive`: a head embeds each rollout's pooled last
+    hidden states, a contrastive loss pulls the correct rollouts of a group together and away from the wrong ones, and
+    that loss is taken off their reward. The head learns from the same loss, with its own optimizer, one step a
+    generation batch. With `contrastive_reward_weight=0.0` the policy is trained exactly as by `GRPOTrainer`.
 
     Args:
         args ([`CLIPOConfig`] or `GRPOConfig`, *optional*):

@@ -1,4 +1,5 @@
-"""The head's warm-up (CLIPO, arXiv 2603.10101): first the head learns from the rollouts, then the policy from its reward."""
+"""The head's warm-up (CLIPO, arXiv 2603.10101): first the head learns from the rollouts, then the policy from its
+reward."""
 
 import math
 from collections.abc import Callable
@@ -19,8 +20,8 @@ def steps_of_batches(n_batches: int, args: GRPOArguments, num_prompts: int | Non
     Args:
         n_batches (`int`): generation batches.
         args (`GRPOConfig`): has the batch sizes.
-        num_prompts (`int`, *optional*): prompts of the training set. An epoch ends with an optimizer step, however few passes are
-            left for it. Default: all is one epoch.
+        num_prompts (`int`, *optional*): prompts of the training set. An epoch ends with an optimizer step, however few
+            passes are left for it. Default: all is one epoch.
     """
     passes_per_batch = args.steps_per_generation * args.num_iterations
     batches_per_epoch = max(n_batches, 1)
@@ -36,8 +37,8 @@ def steps_of_batches(n_batches: int, args: GRPOArguments, num_prompts: int | Non
 
 class Warmup:
     """
-    Plan of the head's warm-up. With `contrastive_warmup_policy="frozen"` the policy waits for whole optimizer steps, and the
-    schedule of the learning rate waits with it.
+    Plan of the head's warm-up. With `contrastive_warmup_policy="frozen"` the policy waits for whole optimizer steps,
+    and the schedule of the learning rate waits with it.
 
     Args:
         args (`CLIPOConfigMixin`): has the batch sizes and `contrastive_warmup_steps`.
@@ -71,7 +72,8 @@ class Warmup:
         return step - self.frozen_by(step) == other - self.frozen_by(other)
 
     def delay(self, scheduler: LRScheduler) -> None:
-        """Have a scheduler count the steps in which the policy learns. One that follows a metric has no steps to count."""
+        """Have a scheduler count the steps in which the policy learns. One that follows a metric has no steps to
+        count."""
         if self.frozen_steps and isinstance(scheduler, LambdaLR):
             scheduler.lr_lambdas = [self._while_not_frozen(factor) for factor in scheduler.lr_lambdas]
 

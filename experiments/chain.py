@@ -5,12 +5,13 @@ A problem is worked from left to right, and each intermediate value is divided b
     problem   3*4+2=
     trace     3*4=1r5;5+2=1r0;#0        12 = 1*7 + 5, then 7 = 1*7 + 0, so the answer is 0
 
-The quotient feeds nothing. A wrong quotient is therefore a wrong step that cannot change the outcome: the rollout is *lucky*,
-right by construction in its answer and wrong in its working. A wrong remainder always changes the outcome unless a second one
-undoes it, since every operand from 1 to 6 can be inverted modulo 7. A step may be written either way round (`4*3=1r5`).
+The quotient feeds nothing. A wrong quotient is therefore a wrong step that cannot change the outcome: the rollout is
+*lucky*, right by construction in its answer and wrong in its working. A wrong remainder always changes the outcome
+unless a second one undoes it, since every operand from 1 to 6 can be inverted modulo 7. A step may be written either
+way round (`4*3=1r5`).
 
-This module holds the task alone: problems, traces, checker, dataset, reward functions, metrics. It is pure Python, and every
-random choice comes from a seed or a `random.Random` that the caller gives.
+This module holds the task alone: problems, traces, checker, dataset, reward functions, metrics. It is pure Python, and
+every random choice comes from a seed or a `random.Random` that the caller gives.
 """
 
 import math
@@ -30,8 +31,8 @@ OPERANDS = (1, 2, 3, 4)
 TEST_SHARE = 5  # one problem in so many belongs to the test split
 SPOT_SHARE = 8  # one problem in so many has its steps checked by `spot_checked_steps_reward`
 
-# Test sets, as arguments of `build_dataset`. "other_operands", "p1" and "p2" follow GSM-Symbolic (arXiv 2410.05229): the same
-# problem with other numbers, with one and with two more operations.
+# Test sets, as arguments of `build_dataset`. "other_operands", "p1" and "p2" follow GSM-Symbolic (arXiv 2410.05229):
+# the same problem with other numbers, with one and with two more operations.
 VARIANTS: dict[str, dict[str, Any]] = {
     "test": {"num_operations": 3, "operands": OPERANDS},
     "other_operands": {"num_operations": 3, "operands": (3, 4, 5, 6)},
@@ -68,8 +69,8 @@ class Check:
     Attributes:
         answer_correct (`bool`): The completion ends with `#` and the right answer.
         steps_correct (`tuple[bool, ...]`):
-            One entry a step, missing and surplus steps included as False. A step is judged on the remainder that the step
-            before it states, so an error is counted where it is made and not again after it.
+            One entry a step, missing and surplus steps included as False. A step is judged on the remainder that the
+            step before it states, so an error is counted where it is made and not again after it.
     """
 
     answer_correct: bool
@@ -158,7 +159,8 @@ def write_trace(
     Args:
         problem (`str`): Problem, see [`make_problem`].
         rng (`random.Random`, *optional*): Source of every choice; needed as soon as one of the rates is not 0.
-        commuted (`float`, *optional*, defaults to `0.0`): Rate of steps written the other way round, which is not a mistake.
+        commuted (`float`, *optional*, defaults to `0.0`): Rate of steps written the other way round, which is not a
+            mistake.
         wrong_quotient (`float`, *optional*, defaults to `0.0`): Rate of steps with a wrong quotient (0 to 6).
         wrong_remainder (`float`, *optional*, defaults to `0.0`):
             Rate of steps with a wrong remainder (0 to 6). The steps after it go on from the wrong one, rightly.
@@ -195,9 +197,9 @@ def check(problem: str, completion: str) -> Check:
     """
     Check a completion step by step. Any text is accepted: what cannot be read is wrong.
 
-    Each step must read `left operation right=quotient r remainder;` with the operation and the operand of the problem, must
-    start from the remainder that the step before it states, and must be right in quotient and remainder. After a step that
-    cannot be read, the next one has nothing to start from and is wrong as well.
+    Each step must read `left operation right=quotient r remainder;` with the operation and the operand of the problem,
+    must start from the remainder that the step before it states, and must be right in quotient and remainder. After a
+    step that cannot be read, the next one has nothing to start from and is wrong as well.
 
     Args:
         problem (`str`): Problem, see [`make_problem`].
@@ -247,7 +249,8 @@ def build_dataset(
     Args:
         size (`int`): Rows.
         seed (`int`): The same seed draws the same rows.
-        split (`str`, *optional*, defaults to `"train"`): `"train"` or `"test"`; no problem is in both, see [`split_of`].
+        split (`str`, *optional*, defaults to `"train"`): `"train"` or `"test"`; no problem is in both, see
+            [`split_of`].
         num_operations (`int`, *optional*, defaults to `3`): See [`make_problem`].
         operands (`Sequence[int]`, *optional*, defaults to `(1, 2, 3, 4)`): See [`make_problem`].
 

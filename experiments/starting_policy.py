@@ -1,10 +1,10 @@
 """A starting policy for the quotient-remainder chains: a small language model that is often right, and often by luck.
 
-Nothing is downloaded: the tokenizer has one token a character, the model is a Qwen2 of about 0.16 million parameters, and a
-supervised warm start on traces of the task teaches it the format and the arithmetic. Its first phase is clean; the second one
-mixes wrong quotients and wrong remainders into the traces, which leaves the policy unsure of both: it gets about half of the
-problems right, and a quarter of those with a wrong step. What is saved is an ordinary model folder that `AutoTokenizer` and
-`AutoModelForCausalLM` load.
+Nothing is downloaded: the tokenizer has one token a character, the model is a Qwen2 of about 0.16 million parameters,
+and a supervised warm start on traces of the task teaches it the format and the arithmetic. Its first phase is clean;
+the second one mixes wrong quotients and wrong remainders into the traces, which leaves the policy unsure of both: it
+gets about half of the problems right, and a quarter of those with a wrong step. What is saved is an ordinary model
+folder that `AutoTokenizer` and `AutoModelForCausalLM` load.
 """
 
 import random
@@ -69,7 +69,8 @@ PHASES = (Phase("clean", 200, 3e-3), Phase("noisy", 250, 2e-3, wrong_quotient=0.
 
 
 def make_tokenizer() -> Qwen2Tokenizer:
-    """Return a tokenizer with one token a character and a chat template (`<user>3*4+2=<assistant>3*4=1r5;...#0<eos>`)."""
+    """Return a tokenizer with one token a character and a chat template
+    (`<user>3*4+2=<assistant>3*4=1r5;...#0<eos>`)."""
     tokens = [*SPECIAL_TOKENS.values(), *TURN_TOKENS, *CHARACTERS]
     return Qwen2Tokenizer(
         vocab={token: index for index, token in enumerate(tokens)},
@@ -101,7 +102,8 @@ def make_model(tokenizer: PreTrainedTokenizerBase, hidden_size: int = 64, num_la
 
 
 def encode_example(tokenizer: PreTrainedTokenizerBase, problem: str, trace: str) -> dict[str, list[int]]:
-    """Return `input_ids` and `labels` of one conversation as a rollout would hold it; the prompt has no label (-100)."""
+    """Return `input_ids` and `labels` of one conversation as a rollout would hold it; the prompt has no label
+    (-100)."""
     prompt = [{"role": "user", "content": problem}]
     prompt_text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
     prompt_ids = tokenizer(prompt_text)["input_ids"]
@@ -113,8 +115,8 @@ def warm_start_examples(
     tokenizer: PreTrainedTokenizerBase, phase: Phase, size: int, rng: random.Random
 ) -> list[dict[str, list[int]]]:
     """
-    Draw `size` examples for `phase`: train-split problems of one to five operations on all numbers from 1 to 6, with 30 % of
-    the steps written the other way round.
+    Draw `size` examples for `phase`: train-split problems of one to five operations on all numbers from 1 to 6, with
+    30 % of the steps written the other way round.
     """
     examples = []
     while len(examples) < size:
@@ -156,8 +158,10 @@ def warm_start(
     Train a starting policy and save it to `output_dir`.
 
     Args:
-        output_dir (`str` or `Path`): Folder for model and tokenizer, as `AutoModelForCausalLM` and `AutoTokenizer` read it.
-        seed (`int`, *optional*, defaults to `0`): Decides weights, problems and mistakes. Sets the global random states.
+        output_dir (`str` or `Path`): Folder for model and tokenizer, as `AutoModelForCausalLM` and `AutoTokenizer`
+            read it.
+        seed (`int`, *optional*, defaults to `0`): Decides weights, problems and mistakes. Sets the global random
+            states.
         phases (`tuple[Phase, ...]`, *optional*, defaults to `PHASES`): What to train on, one after the other.
         batch_size (`int`, *optional*, defaults to `64`): Traces an optimizer step.
         hidden_size (`int`, *optional*, defaults to `64`): Hidden size H, a multiple of 8.

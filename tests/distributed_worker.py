@@ -1,10 +1,10 @@
 """
-Small trainings that can be run alone or as one of several processes, with the same rollouts either way.
+Small trainings that can be run alone or as one of several processes, with the same rollouts in either case.
 
     torchrun --standalone --nproc_per_node 2 tests/distributed_worker.py BACKEND OUTPUT_DIR CASE [CASE ...]
 
-Every process writes what it saw into `OUTPUT_DIR/CASE.PROCESS.pt`. The launchers that look right and run one process, or run
-DDP instead of FSDP, are many: so world size and wrapper are among what is written, for the test to check.
+Every process writes what it saw into `OUTPUT_DIR/CASE.PROCESS.pt`. The launchers that look right and run one process,
+or run DDP instead of FSDP, are many: so world size and wrapper are among what is written, for the test to check.
 """
 
 import os
@@ -96,14 +96,14 @@ def world() -> tuple[int, int]:
 class Recording(CLIPOTrainer):
     """Keeps rewards, contrastive column, head and traffic of each generation batch."""
 
-    way = None
+    mode = None
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.seen = []
 
     def _choose_capture_mode(self, reader):
-        return self.way or super()._choose_capture_mode(reader)
+        return self.mode or super()._choose_capture_mode(reader)
 
     def _contrastive_column(self, rewards_per_func, pooled_BH):
         rewards = rewards_per_func[:, 0].clone()
@@ -184,7 +184,8 @@ class OtherHead(Recording):
 
 
 class RoundedHead(Recording):
-    """One process' head comes to differ in the last bit of a weight, at the third generation batch and at the second save."""
+    """One process' head comes to differ in the last bit of a weight, at the third generation batch and at the second
+    save."""
 
     def _contrastive_column(self, *args):
         if self.head_learner.n_batches == 2:
@@ -198,7 +199,8 @@ class RoundedHead(Recording):
 
 
 def flip(trainer, bit: int) -> None:
-    """Turn a bit of a weight on process 1, and of what its optimizer remembers: 0 is the last, 23 makes it twice or half."""
+    """Turn a bit of a weight on process 1, and of what its optimizer remembers: 0 is the last, 23 makes it twice or
+    half."""
     if world()[0] == 1:
         weight = next(trainer.contrastive_head.parameters())
         for tensor in (weight.data, trainer.head_learner.optimizer.state.get(weight, {}).get("exp_avg")):
@@ -283,10 +285,10 @@ LONG = {
 }
 CASES = {
     "decode": {},
-    "forward": {"way": "forward"},
+    "forward": {"mode": "forward"},
     "fused": {"num_iterations": 2, "max_steps": 6},
     "mean": {"contrastive_debias": "mean_subtract", "contrastive_level": "cross", "contrastive_head_type": "mlp"},
-    "readout": {
+    "agreement": {
         "contrastive_reward_type": "agreement",
         "contrastive_debias": "group_center",
         "contrastive_step_reward": "short",
@@ -302,7 +304,7 @@ CASES = {
     "tied_gather_off": {"tied": True, "ds3_gather_for_generation": False},
     "untied_gather_off": {"ds3_gather_for_generation": False},
     "lora": {"lora": True},
-    "lora_gather_off": {"lora": True, "ds3_gather_for_generation": False, "way": "forward"},
+    "lora_gather_off": {"lora": True, "ds3_gather_for_generation": False, "mode": "forward"},
     "accuracy": {"reward": first_prompt, "per_device_eval_batch_size": 1, "num_generations_eval": 1},
     "hang": {"reward": sleeps},
     "rounded_head": {**LONG, "trainer_class": RoundedHead},
@@ -323,7 +325,7 @@ def make_trainer(
     n_rollouts=N_ROLLOUTS,
     lora=False,
     tied=False,
-    way=None,
+    mode=None,
     when=None,
     **settings,
 ):
@@ -343,7 +345,7 @@ def make_trainer(
         from peft import LoraConfig
 
         more["peft_config"] = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    return type(trainer_class.__name__, (trainer_class,), {"way": way, "when": when or "start"})(
+    return type(trainer_class.__name__, (trainer_class,), {"mode": mode, "when": when or "start"})(
         model,
         reward,
         tiny_config(output_dir, **{**defaults, **settings}),
@@ -360,7 +362,7 @@ def report(trainer) -> dict:
     parts = [getattr(p, "ds_tensor", getattr(p, "_local_tensor", p)) for p in parameters]
     timed = ("time", "seconds", "per_second")
     return {
-        "way": trainer.states.mode,
+        "mode": trainer.states.mode,
         "world_size": trainer.accelerator.num_processes,
         "wrapper": type(trainer.model_wrapped).__name__,
         "share": sum(part.numel() for part in parts) / sum(getattr(p, "ds_numel", p.numel()) for p in parameters),
@@ -379,7 +381,8 @@ def report(trainer) -> dict:
 
 
 def run(backend: str, output_dir, case: str) -> dict:
-    """A case by its name; `CASE@FOLDER` goes on from the last whole checkpoint of `FOLDER`, or from `FOLDER` itself."""
+    """A case by its name; `CASE@FOLDER` goes on from the last whole checkpoint of `FOLDER`, or from `FOLDER`
+    itself."""
     case, _, checkpoint = case.partition("@")
     checkpoint = os.path.join(output_dir, checkpoint) if checkpoint else None
     in_run = checkpoint is not None and "checkpoint-" not in checkpoint

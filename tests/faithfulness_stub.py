@@ -1,6 +1,6 @@
 """
-Jobs for test_faithfulness_jobs.py; light, since each worker process imports it. As a script it works on jobs until it is stopped:
-`python faithfulness_stub.py FOLDER`.
+Jobs for test_faithfulness_jobs.py; light, since each worker process imports it. As a script it works on jobs until it
+is stopped: `python faithfulness_stub.py FOLDER`.
 """
 
 import os

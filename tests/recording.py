@@ -9,7 +9,8 @@ from clipo_trl import CLIPOTrainer, contrastive_loss, contrastive_reward
 
 
 def positions_by_hand(n_prompt, policy_mask, pooling="mean"):
-    """The method's text, word by word: completion tokens 1..T-1 that the policy wrote; else the state that sampled it."""
+    """The method's text, word by word: completion tokens 1..T-1 that the policy wrote; else the state that sampled
+    it."""
     T = len(policy_mask)
     positions = [n_prompt + t for t in range(T - 1) if policy_mask[t]]
     if not positions and any(policy_mask):
@@ -38,14 +39,15 @@ def full_forward_states(model, tokens, pooling="mean", layer=-1):
 class RecordingTrainer(CLIPOTrainer):
     """
     Keeps what it pooled, beside what a full forward with the same weights gives; and the rewards it gave, beside those
-    that the same head gives the states of the full forward (for `contrastive_loss_type="supcon_out"`, which draws nothing).
+    that the same head gives the states of the full forward (for `contrastive_loss_type="supcon_out"`, which draws
+    nothing).
     """
 
-    force_way = None
+    force_mode = None
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.states.mode = self.force_way or self.states.mode
+        self.states.mode = self.force_mode or self.states.mode
         self.records = []
         self.columns = []
 
@@ -69,8 +71,8 @@ class RecordingTrainer(CLIPOTrainer):
         return column
 
 
-def record(tmp_path, way=None, model=None, reward_funcs=letters_reward, trainer_kwargs=None, **settings):
-    trainer_class = type("Recording", (RecordingTrainer,), {"force_way": way})
+def record(tmp_path, mode=None, model=None, reward_funcs=letters_reward, trainer_kwargs=None, **settings):
+    trainer_class = type("Recording", (RecordingTrainer,), {"force_mode": mode})
     trainer = trainer_class(
         model or tiny_model(),
         reward_funcs,
@@ -97,6 +99,12 @@ def assert_column_right(trainer, atol=1e-3):
     assert everything.min() < 0 and len(everything.unique()) > 3
 
 
-WAYS = ["decode", "forward", "fused"]
+CAPTURE_MODES = ["decode", "forward", "fused"]
 # TRL scores its rollouts itself when a generation serves several optimizer steps.
 FUSED = {"steps_per_generation": 2, "per_device_train_batch_size": 4}
+
+
+def settings_of(mode):
+    """The settings that a capture mode needs: TRL itself passes over the rollouts only where a generation serves
+    several steps."""
+    return FUSED if mode == "fused" else {}

@@ -121,7 +121,7 @@ def tiny():
 @pytest.mark.slow
 def test_overhead_runs(monkeypatch, tmp_path):
     record = run_main(monkeypatch, tmp_path, overhead, "--shape", "tiny", "--rounds", 2, "--seeds", 2)
-    assert [row["way"] for row in record["rows"]] == ["fused", "decode", "forward", "naive"]
+    assert [row["mode"] for row in record["rows"]] == ["fused", "decode", "forward", "naive"]
     for row in record["rows"]:
         assert row["step_time_ratio"]["n"] == row["peak_memory_ratio"]["n"] == 4
         assert row["step_time_ratio"]["median"] > 0.1
@@ -158,8 +158,8 @@ def test_without_clipo_a_step_is_that_of_grpo(tmp_path, tiny):
 
 @pytest.mark.parametrize("window", overhead.SETTINGS)
 def test_every_way_takes_its_turn_and_only_forward_makes_extra_passes(tmp_path, tiny, window):
-    ways, rounds = overhead.SETTINGS[window], 2
-    trainer = overhead.make_trainer(tiny, 0, window, (rounds + 1) * len(ways) * window, str(tmp_path))
+    modes, rounds = overhead.SETTINGS[window], 2
+    trainer = overhead.make_trainer(tiny, 0, window, (rounds + 1) * len(modes) * window, str(tmp_path))
     turns = []
     generate = trainer._generate
 
@@ -170,14 +170,14 @@ def test_every_way_takes_its_turn_and_only_forward_makes_extra_passes(tmp_path, 
         return output
 
     trainer._generate = watched
-    callback = overhead.Turns(trainer, ways, window, lambda: None)
+    callback = overhead.Turns(trainer, modes, window, lambda: None)
     trainer.add_callback(callback)
     trainer.train()
-    for start in range(0, len(turns), len(ways)):
-        assert set(turns[start : start + len(ways)]) == set(ways)
+    for start in range(0, len(turns), len(modes)):
+        assert set(turns[start : start + len(modes)]) == set(modes)
     assert {len(values) for values in callback.measured.values()} == {rounds}
     logged = trainer.state.log_history[-1]
-    assert ("contrastive/extra_forward_passes" in logged) == ("forward" in ways)
+    assert ("contrastive/extra_forward_passes" in logged) == ("forward" in modes)
 
 
 def test_naive_states_are_ours(tmp_path, tiny):

@@ -1,4 +1,5 @@
-"""Readouts, group-centred states and the metrics of a step checker, in training: against a calculation beside the trainer."""
+"""Agreement, group-centred states and the metrics of a step checker, in training: against a calculation beside the
+trainer."""
 
 import copy
 
@@ -9,7 +10,7 @@ from tiny_models import letters_reward, tiny_config, tiny_dataset, tiny_model, t
 from clipo_trl import CLIPOTrainer
 from clipo_trl.calibration import MEMORY, PRIOR_PAIRS, Calibration
 from clipo_trl.metrics import sound_against_lucky
-from clipo_trl.rewards import readout_reward
+from clipo_trl.rewards import agreement_reward
 
 
 def short_reward(completions, **kwargs) -> list[float | None]:
@@ -75,12 +76,12 @@ def test_agreement_is_what_is_paid(tmp_path, debias):
         correct = seen["rewards"][:, 0].view(-1, 8) > 0
         score = agreement_by_hand(seen["embeddings"], correct)
         score = (score - score.nanmean(1, keepdim=True)).nan_to_num()
-        expected = readout_reward(score, correct, weight=1.0)
+        expected = agreement_reward(score, correct, weight=1.0)
         torch.testing.assert_close(seen["column"], expected.flatten(), atol=1e-5, rtol=1e-5)
     assert torch.cat([seen["column"] for seen in trainer.seen]).unique().numel() > 10
 
 
-def test_readouts_and_debias_change_the_reward_and_the_head_learns_in_each(tmp_path):
+def test_agreement_and_debias_change_the_reward_and_the_head_learns_in_each(tmp_path):
     columns, heads = [], []
     for reward_type in ("loss", "agreement", "similarity_gap"):
         for debias in (None, "group_center"):
@@ -92,7 +93,7 @@ def test_readouts_and_debias_change_the_reward_and_the_head_learns_in_each(tmp_p
     assert all(not torch.equal(head, fresh) for head in heads)
 
 
-def test_weight_zero_pays_nothing_whatever_the_readout(tmp_path):
+def test_weight_zero_pays_nothing_whatever_is_scored(tmp_path):
     """So that the policy's training is plain GRPO, which other tests hold bit for bit."""
     settings = {"contrastive_reward_weight": 0.0, "contrastive_debias": "group_center"}
     weights = []
@@ -156,7 +157,7 @@ def test_calibration_pays_as_far_as_the_checked_rollouts_bear_it_out(tmp_path):
     for row, seen in zip(logged, trainer.seen, strict=True):
         answers, steps = (column.view(-1, 8) for column in seen["rewards"].T)
         score = agreement_by_hand(seen["embeddings"], answers > 0)
-        plain = readout_reward((score - score.nanmean(1, keepdim=True)).nan_to_num(), answers > 0, weight=1.0)
+        plain = agreement_reward((score - score.nanmean(1, keepdim=True)).nan_to_num(), answers > 0, weight=1.0)
         checked = score.isfinite() & steps.isfinite()
         now = sound_against_lucky(plain, checked & (steps > 0), checked & (steps <= 0)).tolist()
         if now[2]:
@@ -238,7 +239,7 @@ def test_a_step_checker_has_no_say_in_what_is_correct(tmp_path):
     with torch.no_grad():
         embeddings = seen["head"](groups, mean.unsqueeze(1).expand_as(groups))
     score = agreement_by_hand(embeddings, answers.nan_to_num() > 0)
-    expected = readout_reward((score - score.nanmean(1, keepdim=True)).nan_to_num(), answers > 0, weight=1.0)
+    expected = agreement_reward((score - score.nanmean(1, keepdim=True)).nan_to_num(), answers > 0, weight=1.0)
     kept = ~answers.isnan()
     torch.testing.assert_close(seen["column"].view(-1, 8)[kept], expected[kept], atol=1e-5, rtol=1e-5)
 

@@ -184,7 +184,7 @@ def test_a_frozen_head_without_a_saved_one_is_told(tmp_path, caplog):
     assert "set `contrastive_head_path` to a saved one" in caplog.text
 
 
-def test_readouts_are_means_of_cosines(tmp_path):
+def test_scores_are_means_of_cosines(tmp_path):
     with pytest.raises(ValueError, match="`contrastive_similarity` is 'l2'"):
         tiny_config(tmp_path, contrastive_reward_type="agreement", contrastive_similarity="l2")
     tiny_config(tmp_path, contrastive_reward_type="agreement", contrastive_debias="group_center")

@@ -1,4 +1,5 @@
-"""The files in `configs/` parse, multiply out to the paper's numbers, and configure the launcher that they are named after."""
+"""The files in `configs/` parse, multiply out to the paper's numbers, and configure the launcher that they are named
+after."""
 
 from pathlib import Path
 
@@ -89,7 +90,8 @@ def test_tracks_multiply_out_to_the_paper(name, eight_processes):
 
     assert args.num_generations == 16
     assert args.generation_batch_size == paper["prompts_per_generation"] * 16
-    # 8 processes x rows x accumulation make an optimizer step; `steps_per_generation` of those passes make a generation.
+    # 8 processes x rows x accumulation make an optimizer step; `steps_per_generation` of those passes make a
+    # generation.
     rows = 8 * args.per_device_train_batch_size
     assert rows * args.gradient_accumulation_steps == paper["prompts_per_step"] * 16
     assert rows * args.steps_per_generation == args.generation_batch_size

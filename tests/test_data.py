@@ -1,4 +1,5 @@
-"""Datasets in every known layout and file format become `prompt` and `solution`; anything else is an error that says why."""
+"""Datasets in every known layout and file format become `prompt` and `solution`; anything else is an error that says
+why."""
 
 import json
 from pathlib import Path

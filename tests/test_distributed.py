@@ -1,8 +1,8 @@
 """
 Many processes give what one gives: DDP, ZeRO-2, ZeRO-3 and FSDP2, each really run with two gloo processes on the CPU.
 
-A generation batch has three groups of four, so the middle one straddles the two processes. `distributed_worker.py` holds the
-runs; each backend is launched once for all of its cases.
+A generation batch has three groups of four, so the middle one straddles the two processes. `distributed_worker.py`
+holds the runs; each backend is launched once for all of its cases.
 """
 
 import os
@@ -22,9 +22,9 @@ import torch
 HERE = Path(__file__).parent
 RESUMED = ["whole", "whole@whole/checkpoint-3", "whole@whole/checkpoint-6"]
 CASES = {
-    "ddp": ["decode", "forward", "fused", "mean", "readout", "one_group", "no_group", "warmup"],
+    "ddp": ["decode", "forward", "fused", "mean", "agreement", "one_group", "no_group", "warmup"],
     "zero2": ["decode", "forward", "fused", "warmup"],
-    "zero3": ["decode", "forward", "fused", "mean", "readout", "one_group", "no_group", "warmup"]
+    "zero3": ["decode", "forward", "fused", "mean", "agreement", "one_group", "no_group", "warmup"]
     + ["tied_gather_off", "untied_gather_off", "lora", "lora_gather_off"],
     "fsdp2": ["decode", "forward", "fused", "mean", "one_group", "no_group", "warmup"],
 }
@@ -43,6 +43,11 @@ WRAPPERS = {
 }
 # Share of the policy's parameters that a process holds.
 SHARES = {"ddp": 1.0, "zero2": 1.0, "zero3": 0.5, "fsdp2": 0.5}
+
+
+def by_backend(rows):
+    """Rows of parameters, the backend first. A backend is a launch: DDP's in `make test`, all in `make test-all`."""
+    return [pytest.param(*row, marks=() if row[0] == "ddp" else pytest.mark.slow) for row in rows]
 
 
 def launch(backend, folder, *cases, timeout=300):
@@ -98,9 +103,7 @@ def moved(report):
     return (report["seen"][0]["head"] - report["head"]).abs().max().item()
 
 
-@pytest.mark.parametrize(
-    "backend", [pytest.param(name, marks=pytest.mark.slow if name == "zero2" else ()) for name in CASES]
-)
+@pytest.mark.parametrize("backend", by_backend([name] for name in CASES))
 def test_two_processes_and_the_wrapper_that_was_asked_for(backend, launched):
     for report in launched(backend)("decode"):
         assert report["world_size"] == 2
@@ -108,12 +111,12 @@ def test_two_processes_and_the_wrapper_that_was_asked_for(backend, launched):
         assert report["share"] == pytest.approx(SHARES[backend], abs=0.02)
 
 
-@pytest.mark.parametrize("backend, case", [(backend, case) for backend in CASES for case in CASES[backend]])
+@pytest.mark.parametrize("backend, case", by_backend((name, case) for name in CASES for case in CASES[name]))
 def test_rewards_and_head_are_those_of_one_process(backend, case, launched, alone):
     first, second = launched(backend)(case)
     one = alone(case)
-    ways = {"forward": "forward", "lora_gather_off": "forward", "fused": "fused"}
-    assert first["way"] == one["way"] == ways.get(case, "decode")
+    modes = {"forward": "forward", "lora_gather_off": "forward", "fused": "fused"}
+    assert first["mode"] == one["mode"] == modes.get(case, "decode")
     assert len(one["seen"]) == len(first["seen"]) == len(second["seen"])
     for here, there, reference in zip(first["seen"], second["seen"], one["seen"], strict=True):
         for name in ("rewards", "column", "head"):  # bit for bit between the processes
@@ -137,9 +140,11 @@ def test_rewards_and_head_are_those_of_one_process(backend, case, launched, alon
 
 def test_the_completions_table_is_that_of_one_process(launched, alone):
     """Each rollout's agreement stands beside it, whichever process it was on."""
-    assert alone("readout") and launched("ddp")("readout")
+    assert alone("agreement") and launched("ddp")("agreement")
     tables = [
-        pd.concat(pd.read_parquet(path) for path in sorted((run.folder / "readout" / "completions").glob("*.parquet")))
+        pd.concat(
+            pd.read_parquet(path) for path in sorted((run.folder / "agreement" / "completions").glob("*.parquet"))
+        )
         for run in (launched("ddp"), alone)
     ]
     assert tables[0].completion.astype(str).tolist() == tables[1].completion.astype(str).tolist()
@@ -148,7 +153,8 @@ def test_the_completions_table_is_that_of_one_process(launched, alone):
 
 
 def test_traffic_grows_with_embeddings_not_with_hidden_states(launched):
-    """H = 16, D = 8, and 6 or 12 rollouts on each process: 4 bytes for each number of an embedding, 1 for its validity."""
+    """H = 16, D = 8, and 6 or 12 rollouts on each process: 4 bytes for each number of an embedding, 1 for its
+    validity."""
     usual, wide = (launched("ddp")(case)[0]["seen"][0]["bytes"] for case in ("decode", "wide"))
     assert wide - usual == 6 * (4 * 8 + 1)
     head_gradient, fingerprint, pairs_of_states = 4 * 16 * 8, 8, 4 * 4
@@ -195,7 +201,7 @@ def assert_same_run(resumed, whole):
 RESUMES = [(backend, case) for backend in MORE_CASES for case in MORE_CASES[backend] if "@" in case]
 
 
-@pytest.mark.parametrize("backend, case", RESUMES)
+@pytest.mark.parametrize("backend, case", by_backend(RESUMES))
 def test_resumed_runs_are_the_uninterrupted_run(backend, case, launched):
     """From the middle and the end of a generation batch; after a process was killed in a step, and in a save."""
     whole = launched(backend)("whole")

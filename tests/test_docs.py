@@ -24,7 +24,8 @@ def links(page: Path) -> Iterator[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """Names that GitHub gives the headings of a page: small letters, hyphens for spaces, a number where one comes again."""
+    """Names that GitHub gives the headings of a page: small letters, hyphens for spaces, a number where one comes
+    again."""
     found: set[str] = set()
     for heading in HEADING.findall(FENCE.sub("", page.read_text())):
         text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", heading)

@@ -137,12 +137,12 @@ def test_a_table_for_a_terminal_and_one_voice_of_many(capsys, monkeypatch):
 
 def test_the_rule_of_ways():
     names = ("scored_by_trl", "shifts_with_left_padding", "plain_generate")
-    ways = {
+    modes = {
         values: choose_capture_mode(**dict(zip(names, values, strict=True)))
         for values in itertools.product((0, 1), repeat=3)
     }
-    assert {values for values, way in ways.items() if way == "fused"} == {(1, 0, 0), (1, 0, 1)}
-    assert {values for values, way in ways.items() if way == "decode"} == {(0, 0, 1), (0, 1, 1), (1, 1, 1)}
+    assert {values for values, mode in modes.items() if mode == "fused"} == {(1, 0, 0), (1, 0, 1)}
+    assert {values for values, mode in modes.items() if mode == "decode"} == {(0, 0, 1), (0, 1, 1), (1, 1, 1)}
 
 
 @pytest.mark.parametrize("settings", [{}, FUSED, {"num_iterations": 2}, CONTINUOUS], ids=str)

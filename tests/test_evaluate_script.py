@@ -1,4 +1,5 @@
-"""`evaluate.py` end to end: true scores on synthetic completions, runs that are killed and go on, adapters, two models."""
+"""`evaluate.py` end to end: true scores on synthetic completions, runs that are killed and go on, adapters, two
+models."""
 
 import json
 import logging
@@ -48,7 +49,8 @@ def rows_path(tmp_path_factory) -> str:
 
 @pytest.fixture
 def run(model_path, rows_path, tmp_path):
-    """`main` on twelve questions with two samples each, of which a generation holds six; later fields override earlier ones."""
+    """`main` on twelve questions with two samples each, of which a generation holds six; later fields override earlier
+    ones."""
 
     def run(*overrides: str) -> dict:
         argv = (

@@ -158,7 +158,8 @@ def test_training_curve():
 
 @pytest.fixture
 def study(tmp_path):
-    """Two policies; CLIPO has half the lucky share in each of its seeds; the control is there once, one seed is not."""
+    """Two policies; CLIPO has half the lucky share in each of its seeds; the control is there once, one seed is
+    not."""
     start = {name: {"accuracy": 0.5, "strict_accuracy": 0.25, "lucky_share": None} for name in TEST_SETS}
     study = Study(
         arms={"grpo": "GRPO", "clipo": "CLIPO", "permuted": "permuted", "absent": "absent"},

@@ -1,4 +1,5 @@
-"""What goes wrong in a run gives a clear error, leaves the last checkpoint whole, and the run goes on from there unchanged."""
+"""What goes wrong in a run gives a clear error, leaves the last checkpoint whole, and the run goes on from there
+unchanged."""
 
 import errno
 import json

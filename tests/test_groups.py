@@ -9,7 +9,8 @@ from clipo_trl.groups import group_means, in_groups
 
 
 class Processes:
-    """Stand-in for `Accelerator` on each of W processes: a first pass collects what is gathered, a second one gets it."""
+    """Stand-in for `Accelerator` on each of W processes: a first pass collects what is gathered, a second one gets
+    it."""
 
     def __init__(self, n_processes):
         self.sent = [None] * n_processes

@@ -1,4 +1,5 @@
-"""The health check: each rule on logs that show it, on healthy logs, in the modes where it must be silent; and real runs."""
+"""The health check: each rule on logs that show it, on healthy logs, in the modes where it must be silent; and real
+runs."""
 
 import math
 import re
@@ -137,7 +138,8 @@ NOT_SILENT = [
     ("head_gradient_zero", {"contrastive/head_grad_norm": 0.0}, FROZEN_POLICY, LATE),
     ("embeddings_collapsed", COLLAPSED, {}, 50),
 ]
-# A frozen head that is paid for agreement needs no wrong rollout; no reward of format, no checker of steps judges answers.
+# A frozen head that is paid for agreement needs no wrong rollout; no reward of format, no checker of steps judges
+# answers.
 HARMLESS = {
     "agreement of a frozen head": (
         {**ALL_CORRECT, "contrastive/reward/mean": 0.0},

@@ -1,8 +1,8 @@
-"""Pooled states against a plain full forward of each rollout alone, whichever way they are read."""
+"""Pooled states against a plain full forward of each rollout alone, in whichever capture mode they are read."""
 
 import pytest
 import torch
-from recording import FUSED, WAYS, assert_right, positions_by_hand, record
+from recording import CAPTURE_MODES, FUSED, assert_right, positions_by_hand, record, settings_of
 from tiny_models import tiny_model, tiny_tokenizer
 
 from clipo_trl import CLIPOTrainer, contrastive_loss, contrastive_reward
@@ -11,21 +11,21 @@ from clipo_trl.hidden_states import DecodePooler, ForwardPooler, HiddenStateRead
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 @pytest.mark.parametrize("layer", [-1, 0, -2])
-@pytest.mark.parametrize("way", WAYS)
-def test_pooled_states_are_those_of_a_full_forward(tmp_path, way, layer, pooling):
-    settings = FUSED if way == "fused" else {}
-    trainer = record(tmp_path, way, contrastive_layer=layer, contrastive_pooling=pooling, max_steps=2, **settings)
-    assert trainer.states.mode == way
+@pytest.mark.parametrize("mode", CAPTURE_MODES)
+def test_pooled_states_are_those_of_a_full_forward(tmp_path, mode, layer, pooling):
+    settings = settings_of(mode)
+    trainer = record(tmp_path, mode, contrastive_layer=layer, contrastive_pooling=pooling, max_steps=2, **settings)
+    assert trainer.states.mode == mode
     lengths = [len(ids) for tokens, _, _ in trainer.records for ids in tokens.completion_ids]
     prompt_lengths = [len(ids) for tokens, _, _ in trainer.records for ids in tokens.prompt_ids]
     assert len(set(lengths)) > 3 and len(set(prompt_lengths)) > 1
     assert_right(trainer)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_completions_of_one_token(tmp_path, way):
-    settings = FUSED if way == "fused" else {}
-    trainer = record(tmp_path, way, max_completion_length=1, max_steps=2, **settings)
+@pytest.mark.parametrize("mode", CAPTURE_MODES)
+def test_completions_of_one_token(tmp_path, mode):
+    settings = settings_of(mode)
+    trainer = record(tmp_path, mode, max_completion_length=1, max_steps=2, **settings)
     assert all(len(ids) == 1 for tokens, _, _ in trainer.records for ids in tokens.completion_ids)
     assert_right(trainer)
 
@@ -37,27 +37,27 @@ def test_ways_are_chosen_from_the_configuration(tmp_path):
     assert record(tmp_path, mask_truncated_completions=True, **FUSED).states.mode == "fused"
 
 
-@pytest.mark.parametrize("way", ["decode", "fused"])
-def test_truncated_completions_that_are_masked_keep_their_states(tmp_path, way):
-    settings = FUSED if way == "fused" else {}
+@pytest.mark.parametrize("mode", ["decode", "fused"])
+def test_truncated_completions_that_are_masked_keep_their_states(tmp_path, mode):
+    settings = settings_of(mode)
     assert_right(record(tmp_path, mask_truncated_completions=True, max_completion_length=4, **settings))
 
 
 @pytest.mark.parametrize("pad_to_multiple_of", [None, 8])
 def test_extra_passes_are_counted_and_only_made_where_needed(tmp_path, pad_to_multiple_of):
-    for way, expected in (("decode", None), ("forward", 1.0)):
-        trainer = record(tmp_path, way, pad_to_multiple_of=pad_to_multiple_of)
+    for mode, expected in (("decode", None), ("forward", 1.0)):
+        trainer = record(tmp_path, mode, pad_to_multiple_of=pad_to_multiple_of)
         logged = [row.get("contrastive/extra_forward_passes") for row in trainer.state.log_history if "loss" in row]
         assert logged == [expected] * 3
         assert_right(trainer)
 
 
 @pytest.mark.parametrize("precision", ["autocast over fp32 weights", "bf16 weights", "both"])
-@pytest.mark.parametrize("way", WAYS)
-def test_bf16(tmp_path, way, precision):
+@pytest.mark.parametrize("mode", CAPTURE_MODES)
+def test_bf16(tmp_path, mode, precision):
     """States as a forward pass in that precision has them; from there on, all in float32."""
     settings = {
-        **(FUSED if way == "fused" else {}),
+        **settings_of(mode),
         "contrastive_loss_type": "supcon_out",
         "bf16": precision != "bf16 weights",
     }
@@ -76,7 +76,7 @@ def test_bf16(tmp_path, way, precision):
 
     with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", dtype=torch.bfloat16):  # a user's, around it all
         patch.setattr(CLIPOTrainer, "_contrastive_column", in_float64)
-        trainer = record(tmp_path, way, model=model, max_steps=3, **settings)
+        trainer = record(tmp_path, mode, model=model, max_steps=3, **settings)
     assert_right(trainer, atol=0.1)
     for _, pooled, expected in trainer.records:
         assert torch.nn.functional.cosine_similarity(pooled, expected).min() > 0.998
@@ -117,8 +117,8 @@ def test_a_pass_keeps_no_states_of_its_tokens_alive(dtype):
     assert bytes_kept_alive(pooler) <= B * H * 4 + reads.nbytes
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_what_reaches_the_head_keeps_nothing_else_alive(tmp_path, way, monkeypatch):
+@pytest.mark.parametrize("mode", CAPTURE_MODES)
+def test_what_reaches_the_head_keeps_nothing_else_alive(tmp_path, mode, monkeypatch):
     sizes, score = [], CLIPOTrainer._contrastive_column
     monkeypatch.setattr(
         CLIPOTrainer,
@@ -127,7 +127,7 @@ def test_what_reaches_the_head_keeps_nothing_else_alive(tmp_path, way, monkeypat
             sizes.append((pooled.untyped_storage().nbytes(), self)) or score(self, rewards, pooled)
         ),
     )
-    trainer = record(tmp_path, way, **(FUSED if way == "fused" else {}))
+    trainer = record(tmp_path, mode, **settings_of(mode))
     assert {size for size, _ in sizes} == {8 * 16 * 4}  # (B, H) in float32
     assert trainer.states.tokens is None and trainer.states._pooled_BH is None
 
@@ -177,7 +177,7 @@ def test_rollout_func_with_tokens_of_an_environment(tmp_path):
     assert trainer.states.mode == "forward"
     assert any(0 in mask for mask in trainer.records[0][0].policy_mask)
     assert_right(trainer)
-    # the fused way sees the same mask
+    # the fused mode sees the same mask
     trainer = record(tmp_path, trainer_kwargs={"rollout_func": rollout}, **FUSED)
     assert trainer.states.mode == "fused"
     assert_right(trainer)
@@ -258,8 +258,8 @@ def test_beams_fall_back_to_a_forward_pass(tmp_path):
 
 
 def test_the_hook_does_not_stay(tmp_path):
-    for way in WAYS:
-        trainer = record(tmp_path, way, **(FUSED if way == "fused" else {}))
+    for mode in CAPTURE_MODES:
+        trainer = record(tmp_path, mode, **settings_of(mode))
         hooks = [hook for module in trainer.states.reader.decoder.modules() for hook in module._forward_hooks.values()]
         assert not any(
             "HiddenStateReader" in hook.__qualname__ for hook in hooks

@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from clipo_trl import ContrastiveHead, contrastive_loss, contrastive_reward, similarity_readout
+from clipo_trl import ContrastiveHead, agreement_score, contrastive_loss, contrastive_reward
 from clipo_trl.config import ANCHORS, LEVELS, LOSS_TYPES, SIMILARITIES
 from clipo_trl.losses import _share_of
 
@@ -299,13 +299,13 @@ def refuse_float64(func, results):
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_a_device_without_float64_will_do(loss_type, level):
-    """`meta` stands in for it: head, loss, readout and reward, and back."""
+    """`meta` stands in for it: head, loss, agreement and reward, and back."""
     head = ContrastiveHead(12, 7, debias="mean_subtract").to("meta")
     correct = torch.ones(3, 4, dtype=torch.bool, device="meta")
     with Watch(refuse_float64):
         embeddings = head(torch.empty(12, 12, device="meta")).view(3, 4, 7)
         loss, _ = contrastive_loss(embeddings, correct, loss_type=loss_type, level=level)
-        similarity_readout(embeddings, correct)
+        agreement_score(embeddings, correct)
         contrastive_reward(loss, correct)
         loss.sum().backward()
         head.fingerprint()

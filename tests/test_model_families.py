@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from recording import FUSED, WAYS, assert_right, record
+from recording import CAPTURE_MODES, FUSED, assert_right, record, settings_of
 from tiny_models import tiny_model, tiny_tokenizer
 from torch import nn
 from transformers import PreTrainedModel, Qwen2Config, Qwen2Model
@@ -99,11 +99,11 @@ def make(family, seed=0):
 
 
 @pytest.mark.parametrize("layer", [-1, 0])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", CAPTURE_MODES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pooled_states_are_those_of_a_full_forward(tmp_path, family, way, layer):
-    settings = FUSED if way == "fused" else {}
-    trainer = record(tmp_path, way, model=make(family), contrastive_layer=layer, max_steps=1, **settings)
+def test_pooled_states_are_those_of_a_full_forward(tmp_path, family, mode, layer):
+    settings = settings_of(mode)
+    trainer = record(tmp_path, mode, model=make(family), contrastive_layer=layer, max_steps=1, **settings)
     tokens, pooled, _ = trainer.records[0]
     # padding on both sides, and sequences beyond a sliding window
     assert len(set(map(len, tokens.prompt_ids))) > 1
@@ -112,7 +112,7 @@ def test_pooled_states_are_those_of_a_full_forward(tmp_path, family, way, layer)
     assert pooled.std(0).min() > 1e-3  # they differ from rollout to rollout
     assert_right(trainer)
     # What OPT decodes is not seen, which is noticed: it costs a pass.
-    needs_pass = way == "forward" or (family, way) == ("OPT", "decode")
+    needs_pass = mode == "forward" or (family, mode) == ("OPT", "decode")
     assert trainer.state.log_history[0].get("contrastive/extra_forward_passes") == (1.0 if needs_pass else None)
 
 
@@ -142,11 +142,11 @@ def llava():
     return model
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_vision_language_model_with_its_processor(tmp_path, way):
-    settings = FUSED if way == "fused" else {}
+@pytest.mark.parametrize("mode", CAPTURE_MODES)
+def test_a_vision_language_model_with_its_processor(tmp_path, mode):
+    settings = settings_of(mode)
     trainer = record(
-        tmp_path, way, model=llava(), trainer_kwargs={"processing_class": processor()}, max_steps=2, **settings
+        tmp_path, mode, model=llava(), trainer_kwargs={"processing_class": processor()}, max_steps=2, **settings
     )
     assert trainer._is_vlm
     assert_right(trainer)

@@ -1,4 +1,5 @@
-"""Where modes meet: every way of generating, in every precision, trained, evaluated, predicted with, warmed up and resumed."""
+"""Where modes meet: every way of generating, in every precision, trained, evaluated, predicted with, warmed up and
+resumed."""
 
 import copy
 import re
@@ -26,9 +27,12 @@ CONTINUOUS = {
 EACH_PAIR = pytest.mark.parametrize(
     "generates, precision",
     [
-        # In each way of generating one precision is quick to run, in turn; continuous batching in the one that TRL gets wrong.
-        pytest.param(way, precision, marks=() if precision == quick else pytest.mark.slow, id=f"{way}-{precision}")
-        for way, quick in zip(GENERATES, ("fp32", "bf16_autocast", "bf16_weights") * 2, strict=True)
+        # In each way of generating one precision is quick to run, in turn; continuous batching in the one that TRL
+        # gets wrong.
+        pytest.param(
+            generation, precision, marks=() if precision == quick else pytest.mark.slow, id=f"{generation}-{precision}"
+        )
+        for generation, quick in zip(GENERATES, ("fp32", "bf16_autocast", "bf16_weights") * 2, strict=True)
         for precision in PRECISIONS
     ],
 )
@@ -260,8 +264,10 @@ def test_another_run_of_the_same_trainer_does_not_warm_up_again(make):
 def test_the_page_names_these_tests():
     page = (Path(__file__).parents[1] / "docs" / "modes.md").read_text()
     rows = [row.strip("| ").split(" | ") for row in page.splitlines() if re.match(r"\| [a-z_]+ \| (fp|bf)", row)]
-    assert [(row[0], row[1]) for row in rows] == [(way, precision) for way in GENERATES for precision in PRECISIONS]
-    for way, precision, *cells in rows:
-        assert cells == [f"`{name}[{way}-{precision}]`" for name in "AAABB"]
+    assert [(row[0], row[1]) for row in rows] == [
+        (generation, precision) for generation in GENERATES for precision in PRECISIONS
+    ]
+    for generation, precision, *cells in rows:
+        assert cells == [f"`{name}[{generation}-{precision}]`" for name in "AAABB"]
     for name in ("test_evaluation_and_prediction_leave_no_trace", "test_a_run_with_a_warm_up_resumes_bit_for_bit"):
         assert name in page and name in globals()

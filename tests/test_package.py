@@ -69,3 +69,8 @@ def test_public_names():
 def test_a_public_name_can_be_replaced(monkeypatch):
     monkeypatch.setattr(clipo_trl, "contrastive_loss", "another")
     assert clipo_trl.contrastive_loss == "another"
+
+
+def test_an_old_name_is_the_new_one_and_warns():
+    with pytest.warns(FutureWarning, match="`similarity_readout` is now named `agreement_score`"):
+        assert clipo_trl.similarity_readout is clipo_trl.agreement_score

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
-from recording import FUSED, WAYS, assert_right, full_forward_states, record
+from recording import CAPTURE_MODES, assert_right, full_forward_states, record, settings_of
 from tiny_models import letters_reward, tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
 from transformers import BitsAndBytesConfig
 from trl import GRPOConfig, GRPOTrainer
@@ -32,16 +32,12 @@ def adapter_weights(model, name="default"):
     return {key: value.detach().clone() for key, value in model.named_parameters() if f".{name}" in key}
 
 
-def of_way(way):
-    return FUSED if way == "fused" else {}
-
-
 @pytest.mark.parametrize("beta", [0.0, 0.1])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", CAPTURE_MODES)
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_states_are_those_with_the_adapter_on(tmp_path, adapter, way, beta):
+def test_states_are_those_with_the_adapter_on(tmp_path, adapter, mode, beta):
     trainer = record(
-        tmp_path, way, trainer_kwargs={"peft_config": ADAPTERS[adapter]}, beta=beta, max_steps=2, **of_way(way)
+        tmp_path, mode, trainer_kwargs={"peft_config": ADAPTERS[adapter]}, beta=beta, max_steps=2, **settings_of(mode)
     )
     assert_right(trainer)
     tokens, pooled, _ = trainer.records[0]
@@ -49,20 +45,20 @@ def test_states_are_those_with_the_adapter_on(tmp_path, adapter, way, beta):
         assert not torch.allclose(pooled, full_forward_states(trainer.model, tokens), atol=1e-2)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", CAPTURE_MODES)
 @pytest.mark.parametrize("adapter", ["LoRA", "DoRA"])
-def test_an_adapter_trained_before_and_the_copy_that_is_the_reference(tmp_path, adapter, way):
+def test_an_adapter_trained_before_and_the_copy_that_is_the_reference(tmp_path, adapter, mode):
     model = pre_adapted(adapter)
     start = adapter_weights(model)
     trainer = record(
         tmp_path,
-        way,
+        mode,
         model=model,
         beta=0.1,
         max_steps=3,
         learning_rate=0.1,
         lr_scheduler_type="constant",
-        **of_way(way),
+        **settings_of(mode),
     )
     assert set(trainer.model.peft_config) == {"default", "ref"} and trainer.model.active_adapter == "default"
     assert_right(trainer)
@@ -75,10 +71,10 @@ def test_an_adapter_trained_before_and_the_copy_that_is_the_reference(tmp_path, 
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.1])
-@pytest.mark.parametrize("way", WAYS)
-def test_weight_zero_is_grpo_with_an_adapter_and_its_dropout(tmp_path, way, beta):
+@pytest.mark.parametrize("mode", CAPTURE_MODES)
+def test_weight_zero_is_grpo_with_an_adapter_and_its_dropout(tmp_path, mode, beta):
     adapter = LoraConfig(**LORA, lora_dropout=0.3)
-    settings = {"max_steps": 3, "beta": beta, **of_way(way)}
+    settings = {"max_steps": 3, "beta": beta, **settings_of(mode)}
     grpo = GRPOTrainer(
         tiny_model(),
         letters_reward,
@@ -89,52 +85,52 @@ def test_weight_zero_is_grpo_with_an_adapter_and_its_dropout(tmp_path, way, beta
     )
     grpo.train()
     settings["contrastive_reward_weight"] = 0.0
-    clipo = record(tmp_path, way, trainer_kwargs={"peft_config": adapter}, **settings)
+    clipo = record(tmp_path, mode, trainer_kwargs={"peft_config": adapter}, **settings)
     first, second = adapter_weights(grpo.model), adapter_weights(clipo.model)
     assert first and all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_dropout_is_in_the_states_of_the_rollouts_but_not_in_a_pass_of_our_own(tmp_path, way):
+@pytest.mark.parametrize("mode", CAPTURE_MODES)
+def test_dropout_is_in_the_states_of_the_rollouts_but_not_in_a_pass_of_our_own(tmp_path, mode):
     adapter = LoraConfig(**LORA, lora_dropout=0.5)
     for disabled in (False, True):
         trainer = record(
             tmp_path,
-            way,
+            mode,
             trainer_kwargs={"peft_config": adapter},
             disable_dropout=disabled,
             max_steps=1,
-            **of_way(way),
+            **settings_of(mode),
         )
         _, pooled, without = trainer.records[0]
-        assert torch.allclose(pooled, without, atol=1e-4) == (disabled or way == "forward")
+        assert torch.allclose(pooled, without, atol=1e-4) == (disabled or mode == "forward")
 
 
 @pytest.mark.parametrize("layer", [0, -2])
 def test_an_inner_layer_under_an_adapter(tmp_path, layer):
-    for way in WAYS:
+    for mode in CAPTURE_MODES:
         trainer = record(
             tmp_path,
-            way,
+            mode,
             trainer_kwargs={"peft_config": ADAPTERS["LoRA"]},
             contrastive_layer=layer,
             max_steps=1,
-            **of_way(way),
+            **settings_of(mode),
         )
         assert_right(trainer)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("way", WAYS)
-def test_activation_checkpointing_under_an_adapter(tmp_path, way, reentrant):
+@pytest.mark.parametrize("mode", CAPTURE_MODES)
+def test_activation_checkpointing_under_an_adapter(tmp_path, mode, reentrant):
     trainer = record(
         tmp_path,
-        way,
+        mode,
         trainer_kwargs={"peft_config": ADAPTERS["LoRA"]},
         activation_checkpointing=True,
         activation_checkpointing_kwargs={"use_reentrant": reentrant},
         max_steps=2,
-        **of_way(way),
+        **settings_of(mode),
     )
     assert_right(trainer)
 
@@ -198,9 +194,9 @@ def test_adapters_that_act_outside_the_decoder_are_refused(tmp_path, adapter):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", CAPTURE_MODES)
 @pytest.mark.parametrize("prepared", [False, True], ids=["peft_config", "PeftModel with a reference"])
-def test_qlora(tmp_path, way, prepared):
+def test_qlora(tmp_path, mode, prepared):
     """4-bit weights below a LoRA. What the states are compared with goes through the same 4-bit kernels."""
     pytest.importorskip("bitsandbytes")
     from peft import prepare_model_for_kbit_training
@@ -216,14 +212,14 @@ def test_qlora(tmp_path, way, prepared):
         model, extra = str(base), {"peft_config": ADAPTERS["LoRA"], "quantization_config": four_bits}
     trainer = record(
         tmp_path,
-        way,
+        mode,
         model=model,
         trainer_kwargs=extra,
         beta=0.1,
         use_cpu=False,
         bf16=True,
         max_steps=2,
-        **of_way(way),
+        **settings_of(mode),
     )
     assert trainer.model.get_base_model().is_loaded_in_4bit
     for _, pooled, expected in trainer.records:

@@ -19,7 +19,8 @@ from experiments.starting_policy import Phase
 
 @pytest.fixture
 def sandbox(tmp_path, monkeypatch):
-    """A copy of the scripts' surroundings in `tmp_path`, and every global switch of the quickstart put back afterwards."""
+    """A copy of the scripts' surroundings in `tmp_path`, and every global switch of the quickstart put back
+    afterwards."""
     config = Path(quickstart.__file__).parent / "configs" / "quickstart.yaml"
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "quickstart.yaml").write_text(config.read_text())

@@ -1,4 +1,5 @@
-"""A run that stops and goes on is the run that never stopped; what checkpoints, `output_dir` and the Hub hold of the head."""
+"""A run that stops and goes on is the run that never stopped; what checkpoints, `output_dir` and the Hub hold of the
+head."""
 
 import json
 import os
@@ -38,7 +39,8 @@ def assert_same_run(resumed, whole):
     assert torch.equal(resumed.head_learner.draw_generator.get_state(), whole.head_learner.draw_generator.get_state())
     timed = ("time", "seconds")
     for here, there in zip(rows(resumed), rows(whole), strict=True):
-        # The first mean of the loss after a stop between two logs is transformers' own: it leaves out the steps before.
+        # The first mean of the loss after a stop between two logs is transformers' own: it leaves out the steps
+        # before.
         names = {name for name in there if name != "loss" and not any(word in name for word in timed)}
         assert {name: here.get(name) for name in names} == {name: there[name] for name in names}
 

@@ -34,7 +34,8 @@ def rows_of(name):
 
 
 def distinct_answers(name):
-    """The final answers of a file, each spelling once, without the empty boxes that the MATH training set has two of."""
+    """The final answers of a file, each spelling once, without the empty boxes that the MATH training set has two
+    of."""
     return list(dict.fromkeys(answer for gold in rows_of(name)[0] if (answer := final_answer(gold))))
 
 
@@ -58,7 +59,8 @@ def test_golds_of_a_file_can_be_parsed(name):
 
 
 def number_or_none(text):
-    """Value of an answer by a reader of its own: simple LaTeX turned into Python, evaluated in floats, variables at 0.73."""
+    """Value of an answer by a reader of its own: simple LaTeX turned into Python, evaluated in floats, variables at
+    0.73."""
     if re.search(r"text\{,? ?(?:or|and)", text):
         return None
     text = re.sub(r"\\approx.*|\\!|\\left|\\right|[$\s]|\\,|\{,\}|\\\$|\\mathbf", "", text)
@@ -93,7 +95,8 @@ def same_by_another_reader(a, b):
 
 
 def pairs_of(answers, per_answer, seed=0):
-    """Ordered pairs: all if they are few, else neighbours in alphabetical order (likely to be alike), and as many random ones."""
+    """Ordered pairs: all if they are few, else neighbours in alphabetical order (likely to be alike), and as many
+    random ones."""
     if len(answers) <= 150:
         return [(a, b) for a in answers for b in answers if a is not b]
     draw, ordered = random.Random(seed), sorted(answers, key=normal_form)

@@ -1,4 +1,5 @@
-"""`train.py` end to end: the paper's recipe on the paper's data with a tiny random model, resuming, evaluating, LoRA, two processes."""
+"""`train.py` end to end: the paper's recipe on the paper's data with a tiny random model, resuming, evaluating, LoRA,
+two processes."""
 
 import subprocess
 import sys
@@ -150,7 +151,7 @@ def test_start_table(run, monkeypatch):
     assert max(map(len, text.splitlines())) <= 100
 
 
-def test_start_table_of_a_readout(run):
+def test_start_table_of_agreement(run):
     trainer = run(
         "--max_steps 1 --contrastive_reward_type similarity_gap --contrastive_step_reward short",
         "--contrastive_calibration true --contrastive_reward_floor -0.25 --contrastive_debias layer_norm",
@@ -340,6 +341,7 @@ def test_push_to_hub(run, monkeypatch, tmp_path):
     assert not pushed
 
 
+@pytest.mark.slow
 def test_two_processes_from_another_folder(model_path, rows_path, tmp_path):
     argv = f"--model_name_or_path {model_path} --dataset_name {rows_path} --output_dir {tmp_path / 'out'} {TINY} {SMALL_BATCH}"
     launcher = [

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from recording import FUSED, settings_of
 from tiny_models import letters_reward, tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
 from trl import GRPOConfig, GRPOTrainer
 from trl.experimental.gmpo import GMPOConfig, GMPOTrainer
@@ -17,7 +18,6 @@ from clipo_trl.head import HEAD_FOLDER
 
 
 # TRL scores its rollouts itself when a generation serves several optimizer steps.
-FUSED = {"steps_per_generation": 2, "per_device_train_batch_size": 4}
 
 
 def length_reward(completions, **kwargs):
@@ -64,16 +64,16 @@ def advantages_and_columns(trainer):
 # ---------------------------------------------------------------------- what stays GRPO
 
 
-@pytest.mark.parametrize("way", ["decode", "forward", "fused"])
+@pytest.mark.parametrize("mode", ["decode", "forward", "fused"])
 @pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
-def test_weight_zero_is_grpo_bit_for_bit(tmp_path, way, aggregation, monkeypatch):
-    settings = {"max_steps": 4, "multi_objective_aggregation": aggregation, **(FUSED if way == "fused" else {})}
-    if way == "forward":
+def test_weight_zero_is_grpo_bit_for_bit(tmp_path, mode, aggregation, monkeypatch):
+    settings = {"max_steps": 4, "multi_objective_aggregation": aggregation, **settings_of(mode)}
+    if mode == "forward":
         monkeypatch.setattr(CLIPOTrainer, "_choose_capture_mode", lambda self, reader: "forward")
     grpo = trained(tmp_path, GRPOTrainer, **settings)
     clipo = trained(tmp_path, contrastive_reward_weight=0.0, **settings)
     other = trained(tmp_path, contrastive_reward_weight=0.2, **settings)
-    assert clipo.states.mode == way
+    assert clipo.states.mode == mode
     assert not same(weights(ContrastiveHead(16, 8, seed=42)), weights(clipo.contrastive_head))  # it learned beside
     assert same(weights(grpo.model), weights(clipo.model))
     assert torch.equal(advantages_and_columns(grpo)[0], advantages_and_columns(clipo)[0])

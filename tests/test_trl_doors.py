@@ -1,4 +1,5 @@
-"""What else TRL's `GRPOTrainer` takes: with each of it, the states, the contrastive rewards and the advantages are right."""
+"""What else TRL's `GRPOTrainer` takes: with each of it, the states, the contrastive rewards and the advantages are
+right."""
 
 import asyncio
 import json
@@ -7,7 +8,7 @@ import pandas
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from recording import FUSED, WAYS, assert_column_right, assert_right, record
+from recording import CAPTURE_MODES, assert_column_right, assert_right, record, settings_of
 from tiny_models import letters_reward, tiny_dataset, tiny_model, tiny_tokenizer
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
@@ -17,10 +18,6 @@ from trl.chat_template_utils import qwen2_5_chat_template
 
 # No draw, so that the rewards can be computed again, and no floor for them to lie on.
 EXACT = {"contrastive_loss_type": "supcon_out", "contrastive_reward_floor": -5.0}
-
-
-def of_way(way):
-    return FUSED if way == "fused" else {}
 
 
 def length_reward(completions, **kwargs):
@@ -51,8 +48,8 @@ def assert_advantages_right(trainer, weights=None):
 
 
 @pytest.mark.filterwarnings("ignore:You are using 'rollout_func':UserWarning")
-@pytest.mark.parametrize("way", ["forward", "fused"])
-def test_rollout_func(tmp_path, way):
+@pytest.mark.parametrize("mode", ["forward", "fused"])
+def test_rollout_func(tmp_path, mode):
     """An environment's text stands in the completion, and an extra field goes on to the reward functions."""
     tokenizer = tiny_tokenizer()
     texts = ["abc[42]de<|end|>", "x[7]<|end|>", "no tools<|end|>", "[]y", "ab[c]d<|end|>", "zz<|end|>", "q[rs]t", "u"]
@@ -77,9 +74,9 @@ def test_rollout_func(tmp_path, way):
         return [float(value) for value in solved]
 
     trainer = record(
-        tmp_path, reward_funcs=solved_reward, trainer_kwargs={"rollout_func": rollout}, **EXACT, **of_way(way)
+        tmp_path, reward_funcs=solved_reward, trainer_kwargs={"rollout_func": rollout}, **EXACT, **settings_of(mode)
     )
-    assert trainer.states.mode == way
+    assert trainer.states.mode == mode
     assert trainer.records[0][0].policy_mask[0] == [1, 1, 1, 0, 0, 0, 0, 1, 1, 1]
     assert_column_right(trainer)
     assert_advantages_right(trainer)
@@ -158,8 +155,8 @@ async def halve(a: int) -> float:
     return a / 2
 
 
-@pytest.mark.parametrize("way", ["forward", "fused"])
-def test_tools(tmp_path, scripted, way):
+@pytest.mark.parametrize("mode", ["forward", "fused"])
+def test_tools(tmp_path, scripted, mode):
     turns = scripted(
         first=[
             call("add", a=3, b=4) + "<|im_end|>",
@@ -180,9 +177,9 @@ def test_tools(tmp_path, scripted, way):
         max_tool_calling_iterations=3,
         max_steps=1,
         **EXACT,
-        **of_way(way),
+        **settings_of(mode),
     )
-    assert trainer.states.mode == way
+    assert trainer.states.mode == mode
     assert turns["first"] == len(trainer.records) and turns["after"] > turns["first"]
     tokens = trainer.records[0][0]
     tokenizer = tool_tokenizer()
@@ -233,9 +230,9 @@ COUNTING = {
 
 
 @pytest.mark.filterwarnings("ignore:You are using 'environment_factory':UserWarning")
-@pytest.mark.parametrize("way", ["forward", "fused"])
+@pytest.mark.parametrize("mode", ["forward", "fused"])
 @pytest.mark.parametrize("environment", [Counter, AsyncCounter])
-def test_an_environment_that_owns_data_and_reward(tmp_path, scripted, environment, way):
+def test_an_environment_that_owns_data_and_reward(tmp_path, scripted, environment, mode):
     scripted(**COUNTING)
     trainer = record(
         tmp_path,
@@ -249,7 +246,7 @@ def test_an_environment_that_owns_data_and_reward(tmp_path, scripted, environmen
         max_completion_length=300,
         max_steps=1,
         **EXACT,
-        **of_way(way),
+        **settings_of(mode),
     )
     assert trainer.reward_func_names == ["contrastive", environment.__name__]
     assert any(0 in mask for mask in trainer.records[0][0].policy_mask)
@@ -428,14 +425,14 @@ def test_iterable_datasets(tmp_path, kind):
     assert metrics["eval_reward"] == metrics["eval_rewards/letters_reward/mean"]
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_prompts_that_are_plain_text(tmp_path, way):
+@pytest.mark.parametrize("mode", CAPTURE_MODES)
+def test_prompts_that_are_plain_text(tmp_path, mode):
     def even_text(completions, **kwargs):
         return [float(len(completion) % 2 == 0) for completion in completions]
 
     rows = Dataset.from_dict({"prompt": ["abcdefghij"[: i % 7 + 1] for i in range(8)]})
     trainer = record(
-        tmp_path, way, reward_funcs=even_text, trainer_kwargs={"train_dataset": rows}, **EXACT, **of_way(way)
+        tmp_path, mode, reward_funcs=even_text, trainer_kwargs={"train_dataset": rows}, **EXACT, **settings_of(mode)
     )
     assert_column_right(trainer)
     assert_advantages_right(trainer)
@@ -447,15 +444,20 @@ def test_images_of_an_iterable_dataset_are_refused(tmp_path):
         record(tmp_path, trainer_kwargs={"train_dataset": images})
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_evaluation_between_steps_changes_nothing(tmp_path, way):
+@pytest.mark.parametrize("mode", CAPTURE_MODES)
+def test_evaluation_between_steps_changes_nothing(tmp_path, mode):
     """Several sets, another group size: the column is empty there, and training goes on as if none had been."""
-    settings = {**EXACT, **of_way(way), "max_steps": 4, "temperature": 1e-4}  # evaluation draws from the global state
-    plain = record(tmp_path, way, **settings)
+    settings = {
+        **EXACT,
+        **settings_of(mode),
+        "max_steps": 4,
+        "temperature": 1e-4,
+    }  # evaluation draws from the global state
+    plain = record(tmp_path, mode, **settings)
     sets = {"small": tiny_dataset(2), "streamed": tiny_dataset(3).to_iterable_dataset()}
     evaluated = record(
         tmp_path,
-        way,
+        mode,
         trainer_kwargs={"eval_dataset": sets},
         num_generations_eval=1,
         eval_strategy="steps",
@@ -534,32 +536,34 @@ def test_completions_table(tmp_path):
 # ---------------------------------------------------------------------- how the model runs
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_reference_model_beside_the_policy(tmp_path, way):
+@pytest.mark.parametrize("mode", CAPTURE_MODES)
+def test_a_reference_model_beside_the_policy(tmp_path, mode):
     tiny_model().save_pretrained(tmp_path / "base")
-    trainer = record(tmp_path, way, model=str(tmp_path / "base"), beta=0.1, learning_rate=0.1, **EXACT, **of_way(way))
+    trainer = record(
+        tmp_path, mode, model=str(tmp_path / "base"), beta=0.1, learning_rate=0.1, **EXACT, **settings_of(mode)
+    )
     assert trainer.ref_model is not None and trainer.state.log_history[-2]["kl"] > 0
     assert_column_right(trainer)
 
 
 @pytest.mark.parametrize("layer", [-1, 0])
 @pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("way", WAYS)
-def test_activation_checkpointing(tmp_path, way, reentrant, layer):
+@pytest.mark.parametrize("mode", CAPTURE_MODES)
+def test_activation_checkpointing(tmp_path, mode, reentrant, layer):
     def weights(checkpointing):
         trainer = record(
             tmp_path,
-            way,
+            mode,
             activation_checkpointing=checkpointing,
             activation_checkpointing_kwargs={"use_reentrant": reentrant},
             contrastive_layer=layer,
             max_steps=2,
             **EXACT,
-            **of_way(way),
+            **settings_of(mode),
         )
         assert_column_right(trainer)
         assert trainer.model.is_activation_checkpointing == checkpointing
-        expected = 1.0 if way == "forward" else None  # decoding keeps its cache
+        expected = 1.0 if mode == "forward" else None  # decoding keeps its cache
         assert trainer.state.log_history[0].get("contrastive/extra_forward_passes") == expected
         return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
 
@@ -569,25 +573,25 @@ def test_activation_checkpointing(tmp_path, way, reentrant, layer):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # looked at by dynamo, in TRL's loss
 @pytest.mark.parametrize("layer", [-1, 0])
-@pytest.mark.parametrize("way", WAYS)
-def test_torch_compile(tmp_path, way, layer):
+@pytest.mark.parametrize("mode", CAPTURE_MODES)
+def test_torch_compile(tmp_path, mode, layer):
     """Traced by dynamo, then run as it is: the code generation of the default backend would take minutes on a CPU."""
     trainer = record(
         tmp_path,
-        way,
+        mode,
         torch_compile=True,
         torch_compile_backend="eager",
         contrastive_layer=layer,
         **EXACT,
-        **of_way(way),
+        **settings_of(mode),
     )
     assert type(trainer.model_wrapped).__name__ == "OptimizedModule"
     assert_column_right(trainer)
 
 
 @pytest.mark.filterwarnings("ignore:`use_liger_kernel=True` is deprecated:FutureWarning")
-@pytest.mark.parametrize("way", WAYS)
-def test_kernels_put_in_place_of_layers(tmp_path, way, monkeypatch):
+@pytest.mark.parametrize("mode", CAPTURE_MODES)
+def test_kernels_put_in_place_of_layers(tmp_path, mode, monkeypatch):
     """A stand-in for Liger, which patches the `forward` of layers when training starts, the last norm's included."""
     patched = []
 
@@ -601,16 +605,16 @@ def test_kernels_put_in_place_of_layers(tmp_path, way, monkeypatch):
                 patched.append(module)
 
     monkeypatch.setattr("transformers.trainer.apply_liger_kernel", stand_in)
-    trainer = record(tmp_path, way, use_liger_kernel=True, **EXACT, **of_way(way))
+    trainer = record(tmp_path, mode, use_liger_kernel=True, **EXACT, **settings_of(mode))
     assert len(patched) == 5
     assert_column_right(trainer)
 
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:`use_liger_kernel=True` is deprecated:FutureWarning")
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", CAPTURE_MODES)
 @pytest.mark.parametrize("package", ["liger_kernel", "kernels"])
-def test_the_real_kernels(tmp_path, way, package):
+def test_the_real_kernels(tmp_path, mode, package):
     pytest.importorskip(package)
     tiny_model(hidden_size=64).save_pretrained(tmp_path / "base")
     if package == "kernels":
@@ -618,7 +622,14 @@ def test_the_real_kernels(tmp_path, way, package):
     else:
         settings = {"use_liger_kernel": True}
     trainer = record(
-        tmp_path, way, model=str(tmp_path / "base"), use_cpu=False, bf16=True, max_steps=2, **settings, **of_way(way)
+        tmp_path,
+        mode,
+        model=str(tmp_path / "base"),
+        use_cpu=False,
+        bf16=True,
+        max_steps=2,
+        **settings,
+        **settings_of(mode),
     )
     for _, pooled, expected in trainer.records:
         assert torch.nn.functional.cosine_similarity(pooled, expected).min() > 0.99

@@ -1,5 +1,6 @@
 """
-The places inside TRL and transformers that CLIPO hangs on. When a release moves one, this file says which, before a run does.
+The places inside TRL and transformers that CLIPO hangs on. When a release moves one, this file says which, before a
+run does.
 """
 
 import inspect
@@ -144,7 +145,7 @@ def test_lines(name, line, why):
 
 
 def test_policy_is_scored_before_a_reference():
-    """The fused way takes the first pass after generation to be that of the policy."""
+    """The fused mode takes the first pass after generation to be that of the policy."""
     source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
     policy, reference = source.find("old_per_token_logps, _, _ ="), source.find("ref_per_token_logps, _, _ =")
     assert 0 < policy < reference, moved(
@@ -153,7 +154,8 @@ def test_policy_is_scored_before_a_reference():
 
 
 def test_a_checkpoint_ends_with_the_trainer_state():
-    """`trainer_state.json` is the sign of a whole checkpoint: after all else is written, before an older one is deleted."""
+    """`trainer_state.json` is the sign of a whole checkpoint: after all else is written, before an older one is
+    deleted."""
     source = inspect.getsource(Trainer._save_checkpoint)
     parts = [
         "save_model(",

@@ -16,8 +16,8 @@ from clipo_trl import CLIPOTrainer
 
 class StandInForVLLM:
     """
-    Stands in for TRL's `VLLMGeneration`: same constructor, methods and answers, but the tokens are sampled by the policy
-    itself, and their log-probabilities are a little off, as those of another engine are.
+    Stands in for TRL's `VLLMGeneration`: same constructor, methods and answers, but the tokens are sampled by the
+    policy itself, and their log-probabilities are a little off, as those of another engine are.
     """
 
     def __init__(self, model, accelerator, processing_class, mode="colocate", **settings):

@@ -1,4 +1,5 @@
-"""The head's warm-up with a frozen policy: how long it lasts, that it eats nothing of the schedule, and that it pays for nothing."""
+"""The head's warm-up with a frozen policy: how long it lasts, that it eats nothing of the schedule, and that it pays
+for nothing."""
 
 import pytest
 import torch
@@ -153,3 +154,21 @@ def test_weights_are_not_sent_to_vllm_while_the_policy_is_frozen(tmp_path, stand
     trainer.train()
     # At the start, and after each update: 3 trains on what step 0's weights wrote.
     assert synced_at == ([0, 4, 5] if evaluated else [0, 4])
+
+
+def test_a_warm_up_made_shorter_on_resuming(tmp_path, model_path, caplog):
+    """Its rollouts wait without log-probabilities under the reference, and the policy learns from the next step on."""
+
+    def run(n_batches, checkpoint=None, **settings):
+        args = tiny_config(tmp_path, beta=0.1, max_steps=6, contrastive_warmup_steps=n_batches, **FUSED, **settings)
+        data = {"train_dataset": tiny_dataset(), "processing_class": tiny_tokenizer()}
+        trainer = Watched(model_path, letters_reward, args, **data)
+        trainer.train(checkpoint)
+        return trainer
+
+    run(2, save_strategy="steps", save_steps=1)
+    for step, waiting in ((1, True), (2, False)):
+        caplog.clear()
+        resumed = run(0, str(tmp_path / f"checkpoint-{step}"))
+        assert resumed.learned == list(range(step, 6)) and resumed.state.log_history[-2]["kl"] > 0
+        assert ("they are made again" in caplog.text) == waiting

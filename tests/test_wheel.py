@@ -1,4 +1,5 @@
-"""The wheel, installed into an environment of its own: the command `clipo` from a folder that knows nothing of the project."""
+"""The wheel, installed into an environment of its own: the command `clipo` from a folder that knows nothing of the
+project."""
 
 import os
 import shutil
@@ -70,7 +71,8 @@ def environment(wheel, tmp_path_factory) -> Path:
 def clipo(environment, tmp_path):
     """The installed command, run in an empty folder; dependencies come from the environment that runs the tests."""
     (site_packages,) = (environment / "lib").glob("python*/site-packages")
-    # A path in a .pth file is searched, but .pth files in it are not read: no editable install of this project is found.
+    # A path in a .pth file is searched, but .pth files in it are not read: no editable install of this project is
+    # found.
     (site_packages / "deps.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return lambda words: call(environment / "bin" / "clipo", *words.split(), cwd=tmp_path)
 

@@ -1,8 +1,9 @@
-"""What is wrong with the words after `clipo train` or `clipo evaluate`, as far as that can be told before anything slow is imported.
+"""What is wrong with the words after `clipo train` or `clipo evaluate`, as far as that can be told before anything
+slow is imported.
 
-The commands check first and import torch, transformers and TRL afterwards, so that a mistyped path costs no minute. What needs
-those (values of `CLIPOConfig`, rows of a dataset) is checked by them, later; all of it is a [`UsageError`], which
-[`usage_errors`] shows as a sentence.
+The commands check first and import torch, transformers and TRL afterwards, so that a mistyped path costs no minute.
+What needs those (values of `CLIPOConfig`, rows of a dataset) is checked by them, later; all of it is a [`UsageError`],
+which [`usage_errors`] shows as a sentence.
 """
 
 import sys
@@ -119,7 +120,8 @@ def _read_words(argv: list[str]) -> dict[str, list[str]]:
 
 
 def _given(options: Options, name: str) -> Any:
-    """Value of an option under its name, or under an abbreviation of it, which argparse takes too; `None` if it is not given."""
+    """Value of an option under its name, or under an abbreviation of it, which argparse takes too; `None` if it is not
+    given."""
     words, config = options.maps
     option = next(
         (option for option in (name, *words) if option in words and option and name.startswith(option)), None

@@ -1,7 +1,7 @@
 """Datasets -> the two columns that training reads: `prompt` and `solution`.
 
-A dataset is a local file (parquet, json, jsonl, csv), a folder (saved by `datasets`, or holding data files) or a name on the
-Hub. Its layout is told by its columns, the first that fits:
+A dataset is a local file (parquet, json, jsonl, csv), a folder (saved by `datasets`, or holding data files) or a name
+on the Hub. Its layout is told by its columns, the first that fits:
 
 | layout | columns | `prompt` | `solution` |
 |---|---|---|---|
@@ -10,9 +10,9 @@ Hub. Its layout is told by its columns, the first that fits:
 | GSM8K | `question`, `answer` | one user message | what follows the last `####`, without thousands separators |
 | MATH | `problem`, `solution` | one user message | the worked solution, which has the answer in its last `\\boxed{}` |
 
-A worked solution is kept whole: the rewards read its last `\\boxed{}` themselves (as math-verify does), so that nothing is
-parsed in two places, and what LaTeX means is decided where answers are compared. All other columns are kept, since reward
-functions receive them (`data_source`, for one).
+A worked solution is kept whole: the rewards read its last `\\boxed{}` themselves (as math-verify does), so that
+nothing is parsed in two places, and what LaTeX means is decided where answers are compared. All other columns are
+kept, since reward functions receive them (`data_source`, for one).
 """
 
 import re
@@ -35,7 +35,8 @@ Prompt = str | list[dict[str, Any]]
 
 
 class Layout(NamedTuple):
-    """Columns that a dataset must have, and how one of its rows becomes `(prompt, answer)`; answer None: there is none."""
+    """Columns that a dataset must have, and how one of its rows becomes `(prompt, answer)`; answer None: there is
+    none."""
 
     name: str
     columns: tuple[str, ...]
@@ -84,8 +85,8 @@ def load_prompts(
     Args:
         name (`str`): Local file or folder, or name on the Hub.
         config (`str`, *optional*): Configuration of a dataset on the Hub (`"main"` of `openai/gsm8k`).
-        split (`str`, *optional*, defaults to `"train"`): Split, in the notation of `datasets` (`"train[:10%]"`). A single
-            file is its only split, whatever its name.
+        split (`str`, *optional*, defaults to `"train"`): Split, in the notation of `datasets` (`"train[:10%]"`). A
+            single file is its only split, whatever its name.
         instruction (`str`, *optional*): Line to end each prompt with, see [`add_instruction`].
         max_samples (`int`, *optional*): Only the first rows of the dataset, at most this many. Default: all.
 
@@ -99,8 +100,8 @@ def load_prompts(
 
 def load_named_prompts(entries: list[str], split: str = "test", **options: Any) -> dict[str, Dataset]:
     """
-    Load several datasets by name: each entry is `PATH` or `NAME=PATH`, where `PATH` is a local file or folder or a name on
-    the Hub, and gives the name where there is none. `options` are those of [`load_prompts`].
+    Load several datasets by name: each entry is `PATH` or `NAME=PATH`, where `PATH` is a local file or folder or a
+    name on the Hub, and gives the name where there is none. `options` are those of [`load_prompts`].
     """
     datasets = {}
     for entry in entries:
@@ -113,7 +114,8 @@ def load_named_prompts(entries: list[str], split: str = "test", **options: Any) 
 
 
 def load_rows(name: str, config: str | None = None, split: str = "train") -> Dataset:
-    """Load the rows of a local file or folder, or of a dataset on the Hub, as they are. Arguments: [`load_prompts`]."""
+    """Load the rows of a local file or folder, or of a dataset on the Hub, as they are. Arguments:
+    [`load_prompts`]."""
     check_dataset(name)
     path = Path(name).expanduser()
     if path.is_file():
@@ -133,8 +135,9 @@ def to_prompt_solution(
     """
     Bring a dataset to the columns `prompt` and `solution`, which replace the columns that they are made from.
 
-    Rows without an answer are left out with a warning that counts them: no reward could be given for their rollouts, and
-    one gap in a large file is no reason to stop. If no row has an answer, the dataset was misread, and that is an error.
+    Rows without an answer are left out with a warning that counts them: no reward could be given for their rollouts,
+    and one gap in a large file is no reason to stop. If no row has an answer, the dataset was misread, and that is an
+    error.
 
     Args:
         dataset (`Dataset`): Rows in one of the layouts of this module.
@@ -143,8 +146,10 @@ def to_prompt_solution(
         name (`str`, *optional*): What to call the dataset in messages.
 
     Raises:
-        UsageError: Empty dataset, unknown columns, an empty question, no row with an answer, `max_samples` below 1. A `ValueError`.
-        WrongType: A prompt that is neither text nor messages, an answer that is neither text nor a number. A `TypeError`.
+        UsageError: Empty dataset, unknown columns, an empty question, no row with an answer, `max_samples` below 1. A
+            `ValueError`.
+        WrongType: A prompt that is neither text nor messages, an answer that is neither text nor a number. A
+            `TypeError`.
     """
     if max_samples is not None and max_samples < 1:
         raise UsageError(f"`max_samples` is {max_samples}, but must be 1 or more, or None for all rows.")
@@ -213,8 +218,8 @@ def add_instruction(prompt: Prompt, instruction: str) -> Prompt:
     r"""
     Return `prompt` with `instruction` as the last line of its last user message (of the text, if it is plain text).
 
-    Nothing is added if the message holds the instruction already, or asks for a `\boxed{}` just as the instruction does:
-    the paper's files word that line for each task, and two of them would contradict each other.
+    Nothing is added if the message holds the instruction already, or asks for a `\boxed{}` just as the instruction
+    does: the paper's files word that line for each task, and two of them would contradict each other.
     """
     if isinstance(prompt, str):
         asks_already = instruction.strip() in prompt or ("\\boxed{}" in instruction and "\\boxed{}" in prompt)
@@ -228,8 +233,8 @@ def add_instruction(prompt: Prompt, instruction: str) -> Prompt:
 
 def drop_long_prompts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Dataset:
     """
-    Leave out prompts of more than `max_tokens` tokens, chat template included, with a warning that counts them. TRL does
-    not shorten prompts, and a shortened question would have another answer.
+    Leave out prompts of more than `max_tokens` tokens, chat template included, with a warning that counts them. TRL
+    does not shorten prompts, and a shortened question would have another answer.
     """
 
     def fits(prompt: Prompt) -> bool:

@@ -3,8 +3,8 @@
     clipo doctor
     clipo doctor --config configs/lora_single_gpu.yaml --num_iterations 2
 
-Options are those of `clipo train`. Nothing but `packaging` is imported before the versions are looked at, so that a missing or
-broken dependency is told and not met. The exit code is 1 if something has to be mended first, else 0.
+Options are those of `clipo train`. Nothing but `packaging` is imported before the versions are looked at, so that a
+missing or broken dependency is told and not met. The exit code is 1 if something has to be mended first, else 0.
 """
 
 import argparse

@@ -4,8 +4,8 @@
     clipo evaluate --config configs/eval/track1.yaml --model runs/track1_gsm8k --output_dir evals/clipo
     clipo evaluate --compare evals/grpo evals/clipo
 
-A killed evaluation goes on where it was when the same command is given again. Every field of [`EvaluationArguments`] can stand
-in the YAML file or on the command line, which has the last word.
+A killed evaluation goes on where it was when the same command is given again. Every field of [`EvaluationArguments`]
+can stand in the YAML file or on the command line, which has the last word.
 """
 
 import os
@@ -77,7 +77,8 @@ class EvaluationArguments:
             Test sets, each a local file or folder or a name on the Hub, as `PATH` or `NAME=PATH`. The names in
             `clipo_trl.cli.evaluation_tables.TRACKS` put a set into the paper's tables.
         output_dir (`str`):
-            Folder for settings, records, results and tables. With `compare`, where to write the comparison, if anywhere.
+            Folder for settings, records, results and tables. With `compare`, where to write the comparison, if
+            anywhere.
         compare (`list[str]`, *optional*):
             Folders of two finished evaluations to compare, instead of evaluating.
         split (`str`, defaults to `"test"`):
@@ -87,12 +88,13 @@ class EvaluationArguments:
         max_samples (`int`, *optional*):
             Only the first questions of each set. Default: all.
         reward_func (`str`, defaults to `"verifiable"`):
-            What decides whether a completion is right (a reward above 0): a name known to `reward_funcs`, or a dotted path, found
-            from the working directory.
+            What decides whether a completion is right (a reward above 0): a name known to `reward_funcs`, or a dotted
+            path, found from the working directory.
         num_samples (`int`, defaults to `1`):
             Samples a question, K.
-        temperature (`float`, defaults to `0.0`), top_p (`float`, defaults to `1.0`), max_completion_length (`int`, defaults to `2048`):
-            How completions are sampled, see [`~clipo_trl.cli.sampling.Decoding`]. Temperature 0 is greedy.
+        temperature (`float`, defaults to `0.0`), top_p (`float`, defaults to `1.0`), max_completion_length (`int`,
+            defaults to `2048`): How completions are sampled, see [`~clipo_trl.cli.sampling.Decoding`]. Temperature 0
+            is greedy.
         seed (`int`, defaults to `0`):
             Each completion's own seed is made from it, the question and the number of the sample.
         backend (`str`, defaults to `"transformers"`):
@@ -100,7 +102,8 @@ class EvaluationArguments:
         dtype (`str`, defaults to `"auto"`):
             Of the weights: `"bfloat16"`, `"float16"`, `"float32"`, or `"auto"` for that of the checkpoint.
         batch_size (`int`, *optional*):
-            Completions generated at a time; no more than these are lost when a run is killed. Default: 32, with vLLM 2048.
+            Completions generated at a time; no more than these are lost when a run is killed. Default: 32, with vLLM
+            2048.
         tensor_parallel_size (`int`, defaults to `1`):
             GPUs to split the model over. Read by vLLM only.
     """
@@ -246,8 +249,8 @@ def evaluate_set(
     """
     Sample and score the questions of one test set that have no record yet.
 
-    Questions go longest first, in groups that depend on the test set and the batch size alone: a group that was cut short is
-    made again as it was, so that not even the padding differs, and what is missing of it is added.
+    Questions go longest first, in groups that depend on the test set and the batch size alone: a group that was cut
+    short is made again as it was, so that not even the padding differs, and what is missing of it is added.
     """
     assert args.output_dir is not None  # the command line was checked
     path = records_path(args.output_dir, name)
@@ -356,7 +359,8 @@ def compare_folders(args: EvaluationArguments) -> dict[str, Any]:
 
 
 def report(results: dict[str, Any], tables: list[Table], folder: Path | None, name: str) -> None:
-    """Show the tables (turned on their side: terminals are narrow), and write them as Markdown beside the results as JSON."""
+    """Show the tables (turned on their side: terminals are narrow), and write them as Markdown beside the results as
+    JSON."""
     console = Console()
     for table in tables:
         if folder is not None and len(table.rows) > 4:

@@ -1,6 +1,8 @@
-"""The command `clipo`. Each sub-command imports what it needs when it runs: torch and TRL take seconds, and help takes none.
+"""The command `clipo`. Each sub-command imports what it needs when it runs: torch and TRL take seconds, and help takes
+none.
 
-The words after `train` and `evaluate` are checked before the slow imports, and a mistake in them is told in a sentence.
+The words after `train` and `evaluate` are checked before the slow imports, and a mistake in them is told in a
+sentence.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""Local paths and names on the Hub, told apart; missing and empty files, told without reading them. Imports nothing slow."""
+"""Local paths and names on the Hub, told apart; missing and empty files, told without reading them. Imports nothing
+slow."""
 
 from pathlib import Path
 
@@ -11,8 +12,8 @@ LOOKED_AT = 2**16  # bytes at the start of a file, to tell whether there is anyt
 
 def looks_local(name: str) -> bool:
     """
-    Whether a name must be a path and not a name on the Hub: it starts with `/`, `.`, `..` or `~`, or with a folder that is
-    there (`runs/...`).
+    Whether a name must be a path and not a name on the Hub: it starts with `/`, `.`, `..` or `~`, or with a folder
+    that is there (`runs/...`).
     """
     first, *rest = Path(name).parts or ("",)
     return (
@@ -33,7 +34,8 @@ def check_model(name: str, argument: str) -> None:
 
 
 def check_dataset(name: str) -> None:
-    """Raise a [`MissingFile`] or a [`UsageError`] if `name` is a local dataset that is missing, unreadable or empty."""
+    """Raise a [`MissingFile`] or a [`UsageError`] if `name` is a local dataset that is missing, unreadable or
+    empty."""
     path = Path(name).expanduser()
     known = path.suffix.lower() in FILE_BUILDERS
     if path.is_file():

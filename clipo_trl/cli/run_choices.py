@@ -31,7 +31,8 @@ JUDGES = {"named": " (named by contrastive_success_rewards)", "only": " (no othe
 
 
 def run_rows(argv: list[str]) -> list[Row]:
-    """What `clipo train` would choose with these words; a run that this machine refuses is explained as one on a CPU."""
+    """What `clipo train` would choose with these words; a run that this machine refuses is explained as one on a
+    CPU."""
     rows = []
     try:
         arguments = parse_arguments(argv)
@@ -70,7 +71,8 @@ def choice_rows(script_args: ScriptArguments, args: CLIPOArguments, model_args: 
 
 def look_at_model(args: CLIPOArguments, model_args: ModelConfig) -> tuple[bool, str]:
     """
-    Whether padding on the left moves the model's positions, and a line about it; from its configuration, without weights.
+    Whether padding on the left moves the model's positions, and a line about it; from its configuration, without
+    weights.
 
     Raises:
         `ValueError`: hidden states cannot be read in this model, or not after this `contrastive_layer`.

@@ -30,7 +30,8 @@ class Plan(NamedTuple):
 
 
 def plan_run(args: CLIPOArguments, num_prompts: int) -> Plan:
-    """Multiply the batch sizes out for `num_prompts` training prompts; an error if they do not fill a generation batch."""
+    """Multiply the batch sizes out for `num_prompts` training prompts; an error if they do not fill a generation
+    batch."""
     prompts = args.generation_batch_size // args.num_generations
     batches_per_epoch = num_prompts // prompts  # TRL leaves out the last prompts of an epoch if they fill no batch
     if batches_per_epoch == 0:
@@ -57,8 +58,8 @@ def plan_run(args: CLIPOArguments, num_prompts: int) -> Plan:
 
 def earlier_checkpoint(args: CLIPOArguments) -> str | None:
     """
-    The last whole checkpoint of an earlier run in `output_dir`, if this run starts afresh beside it, with a warning that says how
-    to go on from it instead; else `None`, and `None` on all processes but the first.
+    The last whole checkpoint of an earlier run in `output_dir`, if this run starts afresh beside it, with a warning
+    that says how to go on from it instead; else `None`, and `None` on all processes but the first.
     """
     found = None if args.resume_from_checkpoint or args.process_index else last_whole_checkpoint(args.output_dir)
     if found is not None:
@@ -74,8 +75,8 @@ def start_table(
     trainer: CLIPOTrainer, plan: Plan, script_args: Any, model_args: ModelConfig, earlier: str | None = None
 ) -> Table:
     """
-    What will run, a line for each subject, a section for each question: on what, how much, with which head, where to. `earlier`:
-    the checkpoint that [`earlier_checkpoint`] found.
+    What will run, a line for each subject, a section for each question: on what, how much, with which head, where to.
+    `earlier`: the checkpoint that [`earlier_checkpoint`] found.
     """
     table = Table(title="CLIPO: what will run", box=box.ROUNDED, show_header=False)
     table.add_column(style="bold cyan", no_wrap=True)
@@ -142,8 +143,8 @@ def describe_clipo(trainer: CLIPOTrainer, plan: Plan) -> dict[str, str]:
     if args.contrastive_reward_type == "loss":
         reward = f"{args.contrastive_reward_offset:g} - {args.contrastive_reward_weight:g} (lambda) x loss, at least {bound:g}"
     else:
-        readout = args.contrastive_reward_type.replace("_", " ")
-        reward = f"{args.contrastive_reward_offset:g} + {args.contrastive_reward_weight:g} (lambda) x {readout}, within {-bound:g}"
+        score = args.contrastive_reward_type.replace("_", " ")
+        reward = f"{args.contrastive_reward_offset:g} + {args.contrastive_reward_weight:g} (lambda) x {score}, within {-bound:g}"
     if args.contrastive_calibration:
         reward += f", calibrated by {args.contrastive_step_reward}"
     warmup = args.contrastive_warmup_steps

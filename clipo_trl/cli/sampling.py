@@ -1,9 +1,10 @@
 """Completions for an evaluation, from transformers or from vLLM.
 
-A sampler takes prompts and one seed a completion, and the same seed gives the same completion: a killed evaluation that goes on
-later ends with the result it would have had. transformers draws all rows of a batch from one random state, so that a row would
-depend on its neighbours; here each row has a generator of its own, and is drawn by the Gumbel-max trick: the argmax of logits
-plus Gumbel noise is a draw from their softmax (Maddison, Tarlow and Minka 2014, https://huggingface.co/papers/1411.0030).
+A sampler takes prompts and one seed a completion, and the same seed gives the same completion: a killed evaluation
+that goes on later ends with the result it would have had. transformers draws all rows of a batch from one random
+state, so that a row would depend on its neighbours; here each row has a generator of its own, and is drawn by the
+Gumbel-max trick: the argmax of logits plus Gumbel noise is a draw from their softmax (Maddison, Tarlow and Minka 2014,
+https://huggingface.co/papers/1411.0030).
 """
 
 import hashlib
@@ -33,8 +34,8 @@ VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of LoRA adapters that vLLM h
 @dataclass(frozen=True)
 class Decoding:
     """
-    How completions are sampled. Nothing is taken from the model's `generation_config.json` but its end tokens: Qwen2.5's asks
-    for a repetition penalty and top-k 20, which are no part of the paper's settings.
+    How completions are sampled. Nothing is taken from the model's `generation_config.json` but its end tokens:
+    Qwen2.5's asks for a repetition penalty and top-k 20, which are no part of the paper's settings.
 
     Parameters:
         temperature (`float`, defaults to `0.0`): 0 is greedy.
@@ -64,8 +65,9 @@ class Completion(NamedTuple):
 
 def completion_seed(seed: int, question: int, sample: int, prompt_ids: list[int]) -> int:
     """
-    Seed of one completion, 32 bits: of the run's seed, the question's place in its set, the sample's number, and the prompt (so
-    that questions of different sets differ). The model is not in it: two models are compared on the same draws.
+    Seed of one completion, 32 bits: of the run's seed, the question's place in its set, the sample's number, and the
+    prompt (so that questions of different sets differ). The model is not in it: two models are compared on the same
+    draws.
     """
     digest = hashlib.sha256(f"{seed} {question} {sample} {prompt_ids}".encode()).digest()
     return int.from_bytes(digest[:4], "little")

@@ -1,11 +1,12 @@
 """Train a model with CLIPO.
 
     clipo train --config configs/lora_single_gpu.yaml --learning_rate 5e-6 --contrastive_reward_weight 0.1
-    accelerate launch --config_file configs/accelerate/zero2.yaml -m clipo_trl.cli train --config configs/track1_gsm8k.yaml
+    accelerate launch --config_file configs/accelerate/zero2.yaml -m clipo_trl.cli train --config
+    configs/track1_gsm8k.yaml
 
 Every field of [`ScriptArguments`] (below), [`CLIPOConfig`] (with all of TRL's `GRPOConfig` and transformers'
-`TrainingArguments`) and TRL's `ModelConfig` (dtype, attention, PEFT, quantization) can stand in the YAML file or on the command
-line, which has the last word.
+`TrainingArguments`) and TRL's `ModelConfig` (dtype, attention, PEFT, quantization) can stand in the YAML file or on
+the command line, which has the last word.
 """
 
 import os
@@ -47,8 +48,8 @@ class ScriptArguments:
         dataset_train_split, dataset_test_split (`str`, *optional*, default to `"train"` and `"test"`):
             Splits to train on and to evaluate on.
         eval_datasets (`list[str]`, *optional*):
-            Test sets to evaluate on in place of the test split of `dataset_name`, each a local file or folder or a name on
-            the Hub, as `PATH` or `NAME=PATH`. Metrics are called `eval_NAME_...`. Needs an `eval_strategy`.
+            Test sets to evaluate on in place of the test split of `dataset_name`, each a local file or folder or a
+            name on the Hub, as `PATH` or `NAME=PATH`. Metrics are called `eval_NAME_...`. Needs an `eval_strategy`.
         instruction (`str`, *optional*):
             Line to end each prompt with, unless the prompt has it already.
         max_prompt_length (`int`, *optional*):
@@ -56,8 +57,8 @@ class ScriptArguments:
         max_train_samples, max_eval_samples (`int`, *optional*):
             Only the first rows of the training set and of each test set. Default: all.
         reward_funcs (`list[str]`, *optional*, defaults to `["verifiable"]`):
-            Reward functions: names known to `reward_funcs`, or dotted paths to functions of yours, found from the working
-            directory.
+            Reward functions: names known to `reward_funcs`, or dotted paths to functions of yours, found from the
+            working directory.
         suspicious_rollouts (`int`, *optional*, defaults to `0`):
             List so many of the correct rollouts farthest from their group at each log. Needs `log_completions`.
         health_check (`bool`, *optional*, defaults to `True`):
@@ -128,7 +129,8 @@ def main(argv: list[str] | None = None) -> CLIPOTrainer:
 
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[ScriptArguments, CLIPOArguments, ModelConfig]:
-    """Read the file given with `--config` and the command line over it; a [`UsageError`] for what they must not hold."""
+    """Read the file given with `--config` and the command line over it; a [`UsageError`] for what they must not
+    hold."""
     with argument_errors():
         classes: Any = (ScriptArguments, CLIPOConfig, ModelConfig)
         script_args, training_args, model_args = TrlParser(classes).parse_args_and_config(argv)

@@ -1,7 +1,9 @@
-"""A repair of TRL's continuous batching, which turns the policy's weights into bf16 (or fp16) for good when mixed precision is on.
+"""A repair of TRL's continuous batching, which turns the policy's weights into bf16 (or fp16) for good when mixed
+precision is on.
 
-trl 1.16, `GRPOTrainer._generate_single_turn`: `unwrapped_model.to(torch.bfloat16)`, with no way back. Training then updates
-bf16 weights without float32 masters, and the rotary tables lose their digits. Can go when TRL generates from a copy.
+trl 1.16, `GRPOTrainer._generate_single_turn`: `unwrapped_model.to(torch.bfloat16)`, with no way back. Training then
+updates bf16 weights without float32 masters, and the rotary tables lose their digits. Can go when TRL generates from a
+copy.
 """
 
 from contextlib import contextmanager
@@ -13,7 +15,8 @@ from ..parent_shapes import GRPOTrainerShape
 
 
 class ContinuousBatchingMixin(GRPOTrainerShape):
-    """Over a `GRPOTrainer`-shaped class: the engine decodes in the low precision that TRL means, and the policy keeps its own weights."""
+    """Over a `GRPOTrainer`-shaped class: the engine decodes in the low precision that TRL means, and the policy keeps
+    its own weights."""
 
     def _generate_single_turn(self, *args, **kwargs):
         low = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
@@ -31,8 +34,9 @@ class ContinuousBatchingMixin(GRPOTrainerShape):
 @contextmanager
 def lowered_weights(model: torch.nn.Module, dtype: torch.dtype):
     """
-    While open, the float32 parameters of `model` are copies in `dtype`. Afterwards parameters and buffers are the very tensors that
-    they were, whoever cast them meanwhile. Sharded parameters (FSDP2, ZeRO-3) are left alone: there the wrapper says what dtype is computed in.
+    While open, the float32 parameters of `model` are copies in `dtype`. Afterwards parameters and buffers are the very
+    tensors that they were, whoever cast them meanwhile. Sharded parameters (FSDP2, ZeRO-3) are left alone: there the
+    wrapper says what dtype is computed in.
     """
     kept = [
         (parameter, parameter.data)

@@ -1,13 +1,15 @@
-"""Train or evaluate: told by the entry points, never read off `model.training`; and an evaluation that leaves nothing behind.
+"""Train or evaluate: told by the entry points, never read off `model.training`; and an evaluation that leaves nothing
+behind.
 
-trl 1.16 asks that flag throughout (`GRPOTrainer._prepare_inputs`, `_generate`, `_generate_and_score_completions`, `_compute_loss`,
-`log`), and others flip it: continuous batching leaves the policy in train mode, in evaluation too, and so may a
-`rollout_func` or a reward function of a user's. Here the four doors through which work comes in say what it is, and the flag is
-set back to that wherever code that may flip it returns.
+trl 1.16 asks that flag throughout (`GRPOTrainer._prepare_inputs`, `_generate`, `_generate_and_score_completions`,
+`_compute_loss`, `log`), and others flip it: continuous batching leaves the policy in train mode, in evaluation too,
+and so may a `rollout_func` or a reward function of a user's. Here the four doors through which work comes in say what
+it is, and the flag is set back to that wherever code that may flip it returns.
 
-TRL also puts a plain `eval_` before its metrics of every test set, so that each set overwrites the last one's; averages rewards
-over batches, so that a smaller last batch, or one that was filled up for several processes, weighs too much; and writes an
-evaluation's completions over those of training. Can go when TRL is told the mode and keeps the three apart.
+TRL also puts a plain `eval_` before its metrics of every test set, so that each set overwrites the last one's;
+averages rewards over batches, so that a smaller last batch, or one that was filled up for several processes, weighs
+too much; and writes an evaluation's completions over those of training. Can go when TRL is told the mode and keeps the
+three apart.
 """
 
 from collections import defaultdict, deque
@@ -24,8 +26,8 @@ from .continuous_batching import lowered_weights
 
 class EvaluationMixin(GRPOTrainerShape):
     """
-    Over a `GRPOTrainer`-shaped class. `_evaluating` is True inside `evaluate` and `predict`, False in a training step. What a fault
-    leaves half done is dropped.
+    Over a `GRPOTrainer`-shaped class. `_evaluating` is True inside `evaluate` and `predict`, False in a training step.
+    What a fault leaves half done is dropped.
     """
 
     _evaluating = False
@@ -57,7 +59,8 @@ class EvaluationMixin(GRPOTrainerShape):
 
     @contextmanager
     def _evaluation(self):
-        """All of an evaluation: afterwards the policy, the rollouts at hand and the metrics are as they were before."""
+        """All of an evaluation: afterwards the policy, the rollouts at hand and the metrics are as they were
+        before."""
         was_training, training_logs = self.model.training, self._logs
         self._logs, self._test_rewards = _empty_like(training_logs), ()
         try:
@@ -69,7 +72,8 @@ class EvaluationMixin(GRPOTrainerShape):
             self._set_model_mode(was_training)
 
     def _full_eval_precision(self):
-        """`bf16_full_eval` and `fp16_full_eval` outside of a training cast the weights, for good: here they get them back."""
+        """`bf16_full_eval` and `fp16_full_eval` outside of a training cast the weights, for good: here they get them
+        back."""
         low = torch.bfloat16 if self.args.bf16_full_eval else torch.float16 if self.args.fp16_full_eval else None
         if low is None or self.is_in_train:
             return nullcontext()
@@ -137,7 +141,8 @@ class EvaluationMixin(GRPOTrainerShape):
 
     @contextmanager
     def _table_of_its_own(self):
-        """TRL writes `completions_STEP.parquet` for training and evaluation alike; here an evaluation's gets its set's name."""
+        """TRL writes `completions_STEP.parquet` for training and evaluation alike; here an evaluation's gets its set's
+        name."""
         table = Path(self.args.output_dir, "completions", f"completions_{self.state.global_step:05d}.parquet")
         writes = self.log_completions and self.accelerator.is_main_process
         of_training = table.with_suffix(".training")

@@ -1,8 +1,9 @@
 """A run that stops and goes on as if it had never stopped, whichever step it stopped at.
 
-trl 1.16 and transformers 5.23 resume exactly only in the first epoch, and only where a generation batch has just been used up and the
-metrics have just been logged: `_step` and `_buffered_inputs` are not saved, nor the metrics that wait for a log; a fresh
-sampler repeats the first epoch's order of prompts; and a finished run takes one step more. Can go when upstream saves them.
+trl 1.16 and transformers 5.23 resume exactly only in the first epoch, and only where a generation batch has just been
+used up and the metrics have just been logged: `_step` and `_buffered_inputs` are not saved, nor the metrics that wait
+for a log; a fresh sampler repeats the first epoch's order of prompts; and a finished run takes one step more. Can go
+when upstream saves them.
 """
 
 import os
@@ -75,7 +76,8 @@ class ExactResumeMixin(GRPOTrainerShape):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        # The last that each process writes. Only then comes `trainer_state.json`, and only then are older checkpoints deleted.
+        # The last that each process writes. Only then comes `trainer_state.json`, and only then are older checkpoints
+        # deleted.
         self.accelerator.wait_for_everyone()
 
     # ------------------------------------------------------------------ resuming

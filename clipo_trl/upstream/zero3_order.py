@@ -1,7 +1,8 @@
-"""ZeRO-3 fetches parameters ahead in the order of the last passes. Decoding layer by layer leaves an order that does not fit training.
+"""ZeRO-3 fetches parameters ahead in the order of the last passes. Decoding layer by layer leaves an order that does
+not fit training.
 
-With `ds3_gather_for_generation=False` and an LM head of its own, the backward pass of plain trl 1.16 with deepspeed 0.19 then fails
-("size of tensor a (0)"). Can go when DeepSpeed notices by itself.
+With `ds3_gather_for_generation=False` and an LM head of its own, the backward pass of plain trl 1.16 with deepspeed
+0.19 then fails ("size of tensor a (0)"). Can go when DeepSpeed notices by itself.
 """
 
 from ..parent_shapes import GRPOTrainerShape

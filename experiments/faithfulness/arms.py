@@ -1,7 +1,8 @@
 """The arms of the faithfulness experiment: what is trained from which policy with what reward, and what is kept of it.
 
-All arms of a seed start from the same policy and draw from the same stream of problems. They differ in the contrastive reward, and in
-its warm-up: with one, the first batches of the stream train the head alone. GRPO is CLIPO with weight 0: plain GRPO bit for bit, with the metrics of an untold head beside it.
+All arms of a seed start from the same policy and draw from the same stream of problems. They differ in the contrastive
+reward, and in its warm-up: with one, the first batches of the stream train the head alone. GRPO is CLIPO with weight
+0: plain GRPO bit for bit, with the metrics of an untold head beside it.
 """
 
 import time
@@ -50,8 +51,8 @@ class Arm:
         title (`str`): Name in tables and pictures.
         config (`dict[str, Any]`): Fields of [`CLIPOConfig`] that differ from `GRPO`.
         control (`str`, *optional*):
-            Which of a group's right rollouts gets which of their contrastive rewards: its own (None), one drawn at random
-            (`"permuted"`), or the higher ones to those whose steps are all right (`"sorted"`).
+            Which of a group's right rollouts gets which of their contrastive rewards: its own (None), one drawn at
+            random (`"permuted"`), or the higher ones to those whose steps are all right (`"sorted"`).
     """
 
     title: str
@@ -187,9 +188,9 @@ def run(
         on_step (`Callable[[int], Any]`, *optional*): Called after each step with the steps done, warm-up included.
 
     Returns:
-        `dict`, ready for JSON: `arm`, `seed`, `steps`, `seconds`, `config`; `train`, one entry a step (from 1; those of a
-        frozen warm-up are 0 and below) with the numbers of `rollouts`, of `right` and of `sound` ones and the metrics
-        `contrastive/...`; `eval`, one entry an evaluation, with `step` and the figures of each set.
+        `dict`, ready for JSON: `arm`, `seed`, `steps`, `seconds`, `config`; `train`, one entry a step (from 1; those
+        of a frozen warm-up are 0 and below) with the numbers of `rollouts`, of `right` and of `sound` ones and the
+        metrics `contrastive/...`; `eval`, one entry an evaluation, with `step` and the figures of each set.
     """
     args = _make_args(arm, seed, steps, output_dir, device)
     n_warmup = args.contrastive_warmup_steps

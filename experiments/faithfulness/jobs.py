@@ -1,8 +1,9 @@
-"""Many independent jobs on a few worker processes, each written down whole or not at all, so that a stopped run goes on.
+"""Many independent jobs on a few worker processes, each written down whole or not at all, so that a stopped run goes
+on.
 
-A finished job is a folder with `result.json` (settings and result) and the files that the job wrote. It is made under the name
-`<folder>.partial` and renamed when complete: after a power cut or `kill -9`, what is there under its own name is whole. A
-finished job is not run again; one with other settings than those asked for is an error, never a result.
+A finished job is a folder with `result.json` (settings and result) and the files that the job wrote. It is made under
+the name `<folder>.partial` and renamed when complete: after a power cut or `kill -9`, what is there under its own name
+is whole. A finished job is not run again; one with other settings than those asked for is an error, never a result.
 """
 
 import json
@@ -43,8 +44,8 @@ class Job:
         settings (`dict[str, Any]`): All that its result depends on, as JSON can hold it.
         steps (`int`): Steps it takes, to show progress.
         work (`Callable[[Path, Callable[..., None]], Any]`):
-            Does the job: gets a folder to write files into and a function to call after each step, returns what JSON can
-            hold. Must be importable in another process (a function of a module, or a `functools.partial` of one).
+            Does the job: gets a folder to write files into and a function to call after each step, returns what JSON
+            can hold. Must be importable in another process (a function of a module, or a `functools.partial` of one).
     """
 
     name: str
@@ -204,7 +205,8 @@ class JobPool:
 
     def run(self, jobs: list[Job], title: str) -> list[Job]:
         """
-        Do those of the jobs that are not finished, in order. Returns the ones that failed; their tracebacks are in files.
+        Do those of the jobs that are not finished, in order. Returns the ones that failed; their tracebacks are in
+        files.
 
         Raises:
             SettingsDiffer: a finished job was run with other settings; nothing is run then.

@@ -83,7 +83,8 @@ def policies_with_runs(study: Study) -> list[str]:
 
 
 def line_styles(study: Study) -> dict[str, dict[str, Any]]:
-    """Colour and line of each arm: black for the reference, grey for controls, strong colours for the first four others."""
+    """Colour and line of each arm: black for the reference, grey for controls, strong colours for the first four
+    others."""
     styles, colours, dashes = {}, iter(COLOURS), cycle([(0, (5, 2)), (0, (1, 1.2)), (0, (5, 1, 1, 1))])
     for arm in study.arms:
         if arm == study.reference:
@@ -103,7 +104,8 @@ def line_styles(study: Study) -> dict[str, dict[str, Any]]:
 
 
 def overview(study: Study, numbers: dict[str, Any]) -> plt.Figure:
-    """The primary metric alone: a panel a starting policy, the reference and the arms that have a colour of their own."""
+    """The primary metric alone: a panel a starting policy, the reference and the arms that have a colour of their
+    own."""
     policies, styles = policies_with_runs(study), line_styles(study)
     figure, axes = plt.subplots(
         1, len(policies), figsize=(10.5, 3.4), sharex=True, squeeze=False, layout="constrained"
@@ -183,7 +185,8 @@ def _mean_curve(study: Study, policy: str, arm: str, metric: str) -> tuple[np.nd
 
 
 def _label_ends(axis: plt.Axes, titles: list[str]) -> None:
-    """Write each line's title beside its end, in its colour, those that would touch moved apart; light lines have none."""
+    """Write each line's title beside its end, in its colour, those that would touch moved apart; light lines have
+    none."""
     low, high = axis.get_ylim()
     lines = [(line.get_ydata()[-1], line.get_color(), title) for line, title in zip(axis.lines, titles, strict=True)]
     ends = sorted((end for end in lines if end[1] != LIGHT and not np.isnan(end[0])), key=lambda end: end[0])

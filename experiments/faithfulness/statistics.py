@@ -71,7 +71,8 @@ def run_metrics(run: Run) -> Metrics:
 
     `train/lucky_share` (the primary one) and `train/accuracy` are those of the last 20 training steps; `SET/accuracy`,
     `SET/strict_accuracy` and `SET/lucky_share` those of the last evaluation on each test set; `auroc/reward`,
-    `auroc/embedding` and `auroc/hidden`, and those of `REWARD`, are means over the training steps where they are defined.
+    `auroc/embedding` and `auroc/hidden`, and those of `REWARD`, are means over the training steps where they are
+    defined.
     """
     rows = training_rows(run)
     last = [row for row in rows if row["step"] > run["steps"] - LAST_STEPS]
@@ -90,8 +91,8 @@ def final_evaluation(run: Run) -> dict[str, dict[str, float]]:
 
 def training_curve(run: Run, metric: str, window: int = 11) -> tuple[np.ndarray, np.ndarray]:
     """
-    Return steps and values of `"train/lucky_share"`, `"train/accuracy"` or an AUROC over training, each over a centred window
-    of `window` steps that narrows at the ends. Shares are those of the window's rollouts together.
+    Return steps and values of `"train/lucky_share"`, `"train/accuracy"` or an AUROC over training, each over a centred
+    window of `window` steps that narrows at the ends. Shares are those of the window's rollouts together.
     """
     rows, half = training_rows(run), window // 2
     of_window = {"train/lucky_share": lucky_share, "train/accuracy": accuracy}.get(
@@ -139,8 +140,8 @@ def bootstrap_interval(
     *samples: Sequence[float], statistic=np.mean, n_resamples: int = N_RESAMPLES
 ) -> tuple[float, float]:
     """
-    Return the 95 % percentile bootstrap interval of `statistic` over seeds; NaN with fewer than two of them. Several samples
-    are resampled together, as pairs. Seeded: the same numbers give the same interval.
+    Return the 95 % percentile bootstrap interval of `statistic` over seeds; NaN with fewer than two of them. Several
+    samples are resampled together, as pairs. Seeded: the same numbers give the same interval.
     """
     if len(samples[0]) < 2:
         return math.nan, math.nan
@@ -160,8 +161,9 @@ def bootstrap_interval(
 
 def compare(results: Mapping[str, Mapping[int, Metrics]], arm: str, reference: str, metric: str) -> dict[str, Any]:
     """
-    Compare two arms in pairs. Returns `n` (pairs), `mean`, `low`, `high` (difference and its 95 % interval), `n_lower` (pairs in
-    which the arm is lower), `ratio`, `ratio_low`, `ratio_high` (mean of the arm over mean of the reference) and `by_seed`.
+    Compare two arms in pairs. Returns `n` (pairs), `mean`, `low`, `high` (difference and its 95 % interval), `n_lower`
+    (pairs in which the arm is lower), `ratio`, `ratio_low`, `ratio_high` (mean of the arm over mean of the reference)
+    and `by_seed`.
     """
     seeds, ours, theirs = paired_values(results, arm, reference, metric)
     differences = ours - theirs
@@ -195,7 +197,8 @@ def describe(values: Sequence[float]) -> dict[str, float]:
 
 
 def mean_and_band(curves: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the mean over seeds of curves (seeds, steps), and its 95 % interval after Student's t; NaN are left out."""
+    """Return the mean over seeds of curves (seeds, steps), and its 95 % interval after Student's t; NaN are left
+    out."""
     n = (~np.isnan(curves)).sum(0)
     total = np.nansum(curves, 0)
     mean = np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)

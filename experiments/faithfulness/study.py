@@ -134,7 +134,8 @@ def policy_jobs(settings: Settings) -> dict[str, Job]:
 
 
 def arm_jobs(settings: Settings, policies: dict[str, Job]) -> dict[tuple[str, str, int], Job]:
-    """The jobs that train, by starting policy, arm and seed. Seeds outermost: a run that is stopped has whole pairs."""
+    """The jobs that train, by starting policy, arm and seed. Seeds outermost: a run that is stopped has whole
+    pairs."""
     return {
         (policy, arm, seed): arm_job(settings, job, policy, seed, arm)
         for seed in range(settings.first_seed, settings.first_seed + settings.seeds)

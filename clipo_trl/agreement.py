@@ -1,7 +1,8 @@
 """What a group's embeddings say of its correct rollouts, besides the loss: how well each agrees with the others.
 
-Beyond the paper. CLIPO pays minus the loss, whose denominator (the other positives, the wrong rollouts) varies more inside a
-group than its numerator does, so the reward can be blind to what the embeddings show. A readout pays the numerator itself.
+Beyond the paper. CLIPO pays minus the loss, whose denominator (the other positives, the wrong rollouts) varies more
+inside a group than its numerator does, so the reward can be blind to what the embeddings show. Agreement pays the
+numerator itself.
 """
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from .config import REWARD_TYPES, check_choice
 
 
-def similarity_readout(
+def agreement_score(
     embeddings_PGD: torch.Tensor,
     correct_PG: torch.Tensor,
     *,
@@ -18,17 +19,17 @@ def similarity_readout(
     level: str = "group",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     r"""
-    Score of every correct rollout against the others of its group, to be paid by [`readout_reward`].
+    Score of every correct rollout against the others of its group, to be paid by [`agreement_reward`].
 
     | `reward_type` | score of correct rollout i, before centring |
     |---|---|
     | `"agreement"` | mean cosine to its positives P(i), the other correct rollouts |
     | `"similarity_gap"` | the same, less the mean cosine to its negatives, the rollouts of A(i) that are not in P(i) |
 
-    P(i) and A(i) are those of [`contrastive_loss`]. Centring takes off the mean score of the group's scored rollouts: the
-    reward is then about one correct rollout against another, not about right against wrong, and adds up to zero in each group
-    (where no bound cuts it). Agreement needs no wrong rollout, so a group in which all are right has one too; of two correct
-    rollouts neither is closer to the other, and both score 0 at level `"group"`.
+    P(i) and A(i) are those of [`contrastive_loss`]. Centring takes off the mean score of the group's scored rollouts:
+    the reward is then about one correct rollout against another, not about right against wrong, and adds up to zero in
+    each group (where no bound cuts it). Agreement needs no wrong rollout, so a group in which all are right has one
+    too; of two correct rollouts neither is closer to the other, and both score 0 at level `"group"`.
 
     The cosines of one rollout to a set add up to its product with the set's sum: time and memory grow with N * D.
 
@@ -41,8 +42,8 @@ def similarity_readout(
         level (`str`, *optional*, defaults to `"group"`): `"group"`, `"cross"` or `"batch"`, see [`contrastive_loss`].
 
     Returns:
-        `tuple` of `score_PG` (`(P, G)`, detached, in [-2, 2] for agreement and [-4, 4] for the gap, 0 where there is none)
-        and `is_scored_PG` (`(P, G)`, bool: correct, valid, with a positive and, for the gap, a negative).
+        `tuple` of `score_PG` (`(P, G)`, detached, in [-2, 2] for agreement and [-4, 4] for the gap, 0 where there is
+        none) and `is_scored_PG` (`(P, G)`, bool: correct, valid, with a positive and, for the gap, a negative).
     """
     check_choice("reward_type", reward_type, REWARD_TYPES[1:])
     valid_PG = torch.ones_like(correct_PG, dtype=torch.bool) if valid_PG is None else valid_PG.bool()

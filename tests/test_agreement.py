@@ -1,10 +1,10 @@
-"""The readouts beside the loss: against loops in float64, and the properties that make them safe to pay."""
+"""The scores beside the loss: against loops in float64, and the properties that make them safe to pay."""
 
 import pytest
 import torch
 
-from clipo_trl import contrastive_loss, similarity_readout
-from clipo_trl.rewards import readout_reward
+from clipo_trl import agreement_score, contrastive_loss
+from clipo_trl.rewards import agreement_reward
 
 
 P, G, D = 4, 6, 5
@@ -43,7 +43,7 @@ def by_hand(reward_type, level):
 @pytest.mark.parametrize("reward_type", TYPES)
 def test_is_what_a_loop_over_pairs_gives(reward_type, level):
     embeddings = EMBEDDINGS.masked_fill(~VALID.unsqueeze(-1), torch.nan)  # what does not count may be anything
-    score, scored = similarity_readout(embeddings, CORRECT, valid_PG=VALID, reward_type=reward_type, level=level)
+    score, scored = agreement_score(embeddings, CORRECT, valid_PG=VALID, reward_type=reward_type, level=level)
     expected, expected_scored = by_hand(reward_type, level)
     assert torch.equal(scored, expected_scored) and scored.any()
     torch.testing.assert_close(score, expected)
@@ -51,29 +51,29 @@ def test_is_what_a_loop_over_pairs_gives(reward_type, level):
 
 
 def test_agreement_needs_no_wrong_rollout_and_the_gap_does():
-    assert similarity_readout(EMBEDDINGS, CORRECT)[1][1].all()
-    assert not similarity_readout(EMBEDDINGS, CORRECT, reward_type="similarity_gap")[1][1].any()
-    assert not similarity_readout(EMBEDDINGS, CORRECT)[1][2].any()  # one correct rollout has nobody to agree with
+    assert agreement_score(EMBEDDINGS, CORRECT)[1][1].all()
+    assert not agreement_score(EMBEDDINGS, CORRECT, reward_type="similarity_gap")[1][1].any()
+    assert not agreement_score(EMBEDDINGS, CORRECT)[1][2].any()  # one correct rollout has nobody to agree with
 
 
 @pytest.mark.parametrize("reward_type", TYPES)
 def test_adds_up_to_zero_in_each_group(reward_type):
-    score, _ = similarity_readout(EMBEDDINGS, CORRECT, reward_type=reward_type, level="batch")
+    score, _ = agreement_score(EMBEDDINGS, CORRECT, reward_type=reward_type, level="batch")
     torch.testing.assert_close(score.sum(1), torch.zeros(P, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("reward_type", TYPES)
 def test_follows_rollouts_wherever_they_stand(reward_type):
     order = torch.randperm(G, generator=torch.Generator().manual_seed(1))
-    score, _ = similarity_readout(EMBEDDINGS, CORRECT, reward_type=reward_type)
-    moved, _ = similarity_readout(EMBEDDINGS[:, order], CORRECT[:, order], reward_type=reward_type)
+    score, _ = agreement_score(EMBEDDINGS, CORRECT, reward_type=reward_type)
+    moved, _ = agreement_score(EMBEDDINGS[:, order], CORRECT[:, order], reward_type=reward_type)
     torch.testing.assert_close(moved, score[:, order])
 
 
 def test_the_odd_one_out_scores_lowest_and_twins_score_alike():
     embeddings = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.8, 0.6], [-1.0, 0.0], [0.0, 1.0]]])
     correct = torch.tensor([[True, True, True, True, False]])
-    score, _ = similarity_readout(embeddings, correct)
+    score, _ = agreement_score(embeddings, correct)
     torch.testing.assert_close(score[0, 0], score[0, 1])
     assert score[0, 3] < score[0, 2] < 0.31 and score[0, 3] == score.min()
     assert score[0, 4] == 0
@@ -86,28 +86,28 @@ def test_a_correct_rollout_stays_above_a_wrong_one(reward_type, weight, offset):
     generator = torch.Generator().manual_seed(2)
     embeddings = torch.nn.functional.normalize(torch.randn(200, 8, 3, generator=generator), dim=-1)
     correct = torch.rand(200, 8, generator=generator) < 0.5
-    score, _ = similarity_readout(embeddings, correct, reward_type=reward_type)
-    reward = readout_reward(score, correct, weight=weight, offset=offset, floor=-0.49)
+    score, _ = agreement_score(embeddings, correct, reward_type=reward_type)
+    reward = agreement_reward(score, correct, weight=weight, offset=offset, floor=-0.49)
     total = reward + correct.float()  # a verifiable reward of 1
     assert total[correct].min() > total[~correct].max()
     assert (reward - offset).abs().max() <= 0.49 + 1e-6  # bounded on both sides
     assert (reward[~correct] == offset).all()
 
 
-def test_readout_reward_by_hand_and_its_arguments():
+def test_agreement_reward_by_hand_and_its_arguments():
     score, correct = torch.tensor([[0.5, -0.1, 9.0, -9.0, 1.0]]), torch.tensor([[True, True, True, True, False]])
     expected = torch.tensor([[0.2, 0.08, 0.6, -0.4, 0.1]])
-    torch.testing.assert_close(readout_reward(score, correct, weight=0.2, offset=0.1), expected)
+    torch.testing.assert_close(agreement_reward(score, correct, weight=0.2, offset=0.1), expected)
     for settings in ({"weight": -0.1}, {"floor": 0.1}):
         with pytest.raises(ValueError, match=next(iter(settings))):
-            readout_reward(score, correct, **settings)
+            agreement_reward(score, correct, **settings)
     with pytest.raises(ValueError, match="`score_PG` has shape"):
-        readout_reward(score, correct[:, :2])
+        agreement_reward(score, correct[:, :2])
 
 
 def test_two_correct_rollouts_agree_with_each_other_alike():
     correct = torch.tensor([[True, False, True, False, False, False]])
-    score, scored = similarity_readout(EMBEDDINGS[:1], correct)
+    score, scored = agreement_score(EMBEDDINGS[:1], correct)
     assert scored.sum() == 2
     torch.testing.assert_close(score, torch.zeros(1, 6, dtype=torch.float64))
 
@@ -115,7 +115,7 @@ def test_two_correct_rollouts_agree_with_each_other_alike():
 def test_agreement_is_the_numerator_of_the_loss_without_its_denominator():
     """For SupCon, minus the loss is agreement / tau (before centring) less a log-sum that is not the same for all."""
     loss, anchors = contrastive_loss(EMBEDDINGS, CORRECT, loss_type="supcon_out", temperature=0.5)
-    score, _ = similarity_readout(EMBEDDINGS, CORRECT)
+    score, _ = agreement_score(EMBEDDINGS, CORRECT)
     numerator = torch.zeros(P, G, dtype=torch.float64)
     for p, g in anchors.nonzero().tolist():
         others = [a for a in range(G) if a != g]
@@ -130,4 +130,4 @@ def test_agreement_is_the_numerator_of_the_loss_without_its_denominator():
 
 def test_unknown_type():
     with pytest.raises(ValueError, match="`reward_type` is 'loss'"):
-        similarity_readout(EMBEDDINGS, CORRECT, reward_type="loss")
+        agreement_score(EMBEDDINGS, CORRECT, reward_type="loss")
