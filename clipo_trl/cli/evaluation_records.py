@@ -53,6 +53,16 @@ def read_records(path: Path) -> dict[int, Record]:
     return dict(sorted(records.items()))
 
 
+def question_labels(records: list[Record]) -> list[int]:
+    """Which question each record asks, a number for each distinct prompt: some of the paper's files have questions twice."""
+    seen: dict[str, int] = {}
+    prompts = (
+        json.dumps(record["prompt"]) if "prompt" in record else f"no prompt {row}"
+        for row, record in enumerate(records)
+    )
+    return [seen.setdefault(prompt, len(seen)) for prompt in prompts]
+
+
 def drop_unfinished_line(path: Path) -> None:
     """Cut off what follows the last line's end, if a run was killed while it wrote."""
     if not path.exists():

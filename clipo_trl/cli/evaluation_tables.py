@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .evaluation_records import Record
+from .evaluation_records import Record, question_labels
 from .evaluation_scores import estimate, majority_at_k, mean_at_k, paired_difference, pass_at_k
 
 
@@ -87,25 +87,31 @@ def summarise(model: str, sets: dict[str, list[Record]]) -> dict[str, Any]:
 
     Returns:
         `dict` of JSON values: `model`; `tables`, mean@K in the paper's layout, by track and column (`None` where a set was not
-        evaluated); `sets`, by name, with all scores (means over `questions`; `None` where there is none), lengths and counts.
+        evaluated); `sets`, by name, with all scores (means over `questions`, its rows; `None` where there is none), lengths and counts.
     """
     scores = {name: question_scores(records) for name, records in sets.items()}
     means = {name: mean_at_k(correct_samples(records)) for name, records in sets.items()}
+    asked = {name: np.array(question_labels(records)) for name, records in sets.items()}
     details = {}
     for name, records in sets.items():
         details[name] = {
             "questions": len(records),
+            "different_questions": len(set(asked[name])),
             "samples": len(records[0]["rewards"]),
             "questions_with_votes": count_voted(records),
             "scores": {
-                metric: None if values is None else estimate([values])._asdict()
+                metric: None if values is None else estimate([values], questions=[asked[name]])._asdict()
                 for metric, values in scores[name].items()
             },
             "mean_tokens": float(np.mean([record["tokens"] for record in records])),
             "truncated": float(np.mean([record["truncated"] for record in records])),
             "without_reward": sum(record["rewards"].count(None) for record in records),
         }
-    tables = _layout(list(sets), lambda names: estimate([means[name] for name in names])._asdict())
+
+    def entry(names: list[str]) -> dict[str, Any]:
+        return estimate([means[name] for name in names], questions=[asked[name] for name in names])._asdict()
+
+    tables = _layout(list(sets), entry)
     return {"model": model, "tables": tables, "sets": details}
 
 
@@ -122,11 +128,14 @@ def compare(models: tuple[str, str], sets: dict[str, tuple[list[Record], list[Re
         `difference` (B minus A) with its interval and p-value.
     """
     means = {name: [mean_at_k(correct_samples(records)) for records in both] for name, both in sets.items()}
+    asked = {name: np.array(question_labels(both[0])) for name, both in sets.items()}
 
     def entry(names: list[str]) -> dict[str, Any]:
         of_a, of_b = zip(*(means[name] for name in names), strict=True)
-        difference = paired_difference(list(zip(of_a, of_b, strict=True)))
-        return {"A": estimate(of_a)._asdict(), "B": estimate(of_b)._asdict(), "difference": difference._asdict()}
+        questions = [asked[name] for name in names]
+        difference = paired_difference(list(zip(of_a, of_b, strict=True)), questions=questions)
+        a, b = (estimate(of_one, questions=questions)._asdict() for of_one in (of_a, of_b))
+        return {"A": a, "B": b, "difference": difference._asdict()}
 
     return {"models": list(models), "tables": _layout(list(sets), entry)}
 
@@ -169,7 +178,7 @@ def result_tables(results: dict[str, Any]) -> list[Table]:
     rows = [
         [
             name,
-            f"{details['questions']:,}",
+            _questions(details),
             str(details["samples"]),
             *(_with_interval(details["scores"][metric]) for metric in metrics),
             f"{details['questions_with_votes']:,}",
@@ -180,6 +189,12 @@ def result_tables(results: dict[str, Any]) -> list[Table]:
         for name, details in results["sets"].items()
     ]
     return [*tables, Table("All scores, %", header, rows)]
+
+
+def _questions(details: dict[str, Any]) -> str:
+    """`1,634 (817 different)` where questions stand more than once."""
+    rows, different = details["questions"], details.get("different_questions", details["questions"])
+    return f"{rows:,}" if rows == different else f"{rows:,} ({different:,} different)"
 
 
 def comparison_tables(results: dict[str, Any]) -> list[Table]:

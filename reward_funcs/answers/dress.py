@@ -42,7 +42,9 @@ LOOSE_END = re.compile(r"(?:\$|\\\)|\\\]|`|\*\*|__|\"|”)\s*[.,;]$")
 
 def undress(text: str) -> str:
     """An answer without its dress: marks around it, colours, sizes, and the words that announce it."""
-    text = strip_delimiters(" ".join(text.split()))  # single blanks: the patterns would take the square of a run's length
+    text = strip_delimiters(
+        " ".join(text.split())
+    )  # single blanks: the patterns would take the square of a run's length
     for pattern, replacement in REWRITES:
         text = pattern.sub(replacement, text)
     return strip_delimiters(text)
