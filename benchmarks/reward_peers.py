@@ -1,11 +1,11 @@
-r"""Our rewards held against peers on the same answers: wrong answers accepted, right answers refused, and rows a second.
+r"""Our rewards beside peers on the same answers: wrong ones accepted, right ones refused, and rows a second.
 
     python -m benchmarks.reward_peers [DATA_FOLDER] [--verl FOLDER/verl/utils/reward_score]
 
-The answers are the tests' own (`tests/test_reward_funcs_math.py`, `tests/reward_cases.py`) and, with a folder of parquet files in the
-layout of the paper's data, their golds in the tests' rewritings, near misses and golds of other rows
-(`tests/test_reward_funcs_data.py`). Each stands in a box at the end of a sentence. The tests' answers were written for our own reward, so
-its errors on them say nothing about it; the data's rewritings were written before it could be measured on them.
+The answers are the tests' own (`tests/test_reward_funcs_math.py`, `tests/reward_cases.py`) and, with a folder of parquet
+files in the layout of the paper's data, their golds in the tests' rewritings, near misses and golds of other rows
+(`tests/test_reward_funcs_data.py`). Each stands in a box at the end of a sentence. All of them are cases that the tests
+hold our own reward to: what it gets wrong on them says nothing about it, what peers do differently does.
 
 | peer | |
 |---|---|

@@ -10,11 +10,11 @@ SIZES = "tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Hu
 OPENING = r"(?:(?:so|thus|hence|therefore|then|finally|in conclusion|we get|we have|this gives)\b[,:]?\s*)"
 ADJECTIVE = r"(?:final|correct|right|exact|required|desired|requested|numerical|simplified|overall|possible|resulting)"
 SUBJECT = (
-    rf"(?:(?:(?:the|my|our|your|its)\s+)?(?:{ADJECTIVE}\s+)*(?:answer|result|solution(?: set)?|value|number|statement|claim|"
+    rf"(?:(?:(?:the|my|our|your|its)\s+)?(?:{ADJECTIVE}\s+)*(?:answer|ans|result|solution(?: set)?|value|number|statement|claim|"
     r"proposition|assertion|sum|total|product|expression)(?:\s+to (?:the|this) (?:problem|question))?|it|this|that|we get|we have)"
 )
 COPULA = r"\s*(?:(?:is|are|equals?|becomes?|must be|would be)\b\s*(?:given by\b|equal to\b)?\s*[:=]?|[:=])"
-LEAD = rf"(?:{OPENING}?{SUBJECT}{COPULA}|(?:so|thus|hence|therefore)\b[,:]|the (?:number|value|answer)\b)"
+LEAD = rf"(?:{OPENING}?{SUBJECT}{COPULA}|(?:so|thus|hence|therefore)\b[,:]|(?:so|thus|hence|therefore|exactly|the (?:number|value|answer|point|set|interval|pair))\b)"
 MARK = r"(?:\*\*|__|\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|emph)\s*\{)"
 CLOSE = r"(?:\}|\*\*|__)"
 
@@ -29,6 +29,7 @@ REWRITES = [
         (rf"\\(?:{SIZES})(?![a-zA-Z])", ""),
         (rf"(?i)^\s*{MARK}\s*(?:{LEAD}\s*{CLOSE}\s*[:=]?|{SUBJECT}\s*{CLOSE}\s*[:=])\s*(?=\S)", ""),  # **Answer:** 5
         (rf"(?i)^\s*({MARK}?)\s*{LEAD}\s*(?=\S)", r"\1"),  # The answer is 5, \text{The answer is 5}
+        (r"^\s*(?:\\(?:therefore|implies|Rightarrow)(?![a-zA-Z])|∴|⇒|=>)\s*|\s*(?:\\checkmark|✓|✔)\s*$", ""),
         (r"(?i)(?<=\S)\s*(?:\\text\s*\{)?\s*\bis (?:the|my|our) (?:final |correct )?answer\s*\.?\s*\}?$", ""),
         (r"(?<=\d)\s*\^?\s*\{?\s*(?:\\(?:text|mathrm|textrm)\s*\{\s*)?(?:st|nd|rd|th)\s*\}{0,2}\s*$", ""),  # 142nd
         (r"(?:(?<=[^\\])|^)\\+\s*$", ""),

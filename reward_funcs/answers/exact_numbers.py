@@ -45,6 +45,8 @@ def parse_number(normal: str) -> Number | None:
     word = normal.lower()
     if word in WORDS:
         return Number(Fraction(WORDS.index(word)))
+    if (negated := re.fullmatch(r"(?:negative|minus) (\S.*)", word)) and (number := parse_number(negated[1])):
+        return Number(-number.value, number.half_ulp)
     if (scaled := SCALED.fullmatch(word)) and (number := parse_number(scaled["core"])):
         return Number(number.value * SCALES[scaled["scale"]])
     match = NUMBER.fullmatch(normal.replace(" ", "") if re.fullmatch(r"-\s[^ ]+", normal) else normal)

@@ -20,7 +20,9 @@ COMMANDS = set(
     ).split()
     + GREEK.split("|")
 )
-NOT_FORMULAS = re.compile(r"(?<![a-zA-Z'])'|[:;?\"@#$~`]|!!|\.\.|\\(?![a-zA-Z{}\\%&_])")
+NOT_FORMULAS = re.compile(
+    r"(?<![a-zA-Z'])'|[:;?\"@#$~`]|!!|\\frac\{d\b[^{}]*\}\{d|\\frac\{d\s*[a-z]\}\{d|\.\.|\\(?![a-zA-Z{}\\%&_])"
+)
 SUBSCRIPT_TEXT = re.compile(r"_\{\\text\{\w*\}\}")
 PRIMED = re.compile(r"(\\[a-zA-Z]+|[a-zA-Z])('*)")
 # What may stand on one side of `=` to name the value on the other: x, S_1, f(2), \text{Area}, |AB|, m\angle ABC, P(A).

@@ -7,6 +7,7 @@ as we do are left to it, but for those of plain numbers (`\dfrac`, `−`, `×`),
 
 import re
 from functools import lru_cache
+from typing import Any
 
 from ..completions import closing_brace
 from .dress import undress
@@ -40,7 +41,7 @@ SIZES = "left|right|middle|bigl|bigr|biggl|biggr|Bigl|Bigr|Biggl|Biggr|big|Big|b
 NOTHING = "displaystyle|textstyle|scriptstyle|limits|nolimits|mathstrut|strut|rm|bf|it"
 
 # Applied in this order; each pattern with its replacement.
-REWRITES = [
+REWRITES: list[tuple[re.Pattern[str], Any]] = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
         (r"√\s*(\d+(?:\.\d+)?|[a-zA-Z])", r"\\sqrt{\1}"),
