@@ -3,9 +3,9 @@ r"""Our rewards beside peers on the same answers: wrong ones accepted, right one
     python -m benchmarks.reward_peers [DATA_FOLDER] [--verl FOLDER/verl/utils/reward_score]
 
 The answers are the tests' own (`tests/test_reward_funcs_math.py`, `tests/reward_cases.py`) and, with a folder of parquet
-files in the layout of the paper's data, their golds in the tests' rewritings, near misses and golds of other rows
-(`tests/test_reward_funcs_data.py`). Each stands in a box at the end of a sentence. All of them are cases that the tests
-hold our own reward to: what it gets wrong on them says nothing about it, what peers do differently does.
+files in the layout of the paper's data, their golds, rewritten and missed by little as in
+`tests/test_reward_funcs_data.py`, and golds of other rows. Each stands in a box at the end of a sentence. Tests hold our own
+reward to all of them: what it gets wrong on them says nothing about it, what peers do differently does.
 
 | peer | |
 |---|---|
@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=40, help="answers of each kind and file (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file for the results (default: %(default)s)")
     arguments = parser.parse_args()
-    logging.disable(logging.ERROR)
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     scorers: dict[str, Scorer] = {
         "ours": ours, "Math-Verify": math_verify, "TRL": trl, "verl, math-verify": verl_compatible, "verl, strings": verl_boxed,
     }  # fmt: skip

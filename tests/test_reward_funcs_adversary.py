@@ -1,4 +1,4 @@
-"""What adversaries and other graders' tests try: dress is taken off, and what changes a value is not taken for dress."""
+"""What adversaries and other graders' tests try: dress is taken off, and what changes a value is not dress."""
 
 import pytest
 from reward_cases import CHOICE_B, CHOICE_NOT_B, QUESTION, RIGHT, WRONG

@@ -1,4 +1,4 @@
-"""Grading as verl does: the cases follow its two scorers; where verl's files are at hand, they are asked themselves."""
+"""Grading as verl does: the cases follow its two scorers; where verl's files are at hand, they are asked."""
 
 import importlib.util
 import os

@@ -4,6 +4,7 @@ Only what is listed here is taken off. Everything else that stands beside an ans
 """
 
 import re
+from functools import lru_cache
 
 
 SIZES = "tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Huge|bfseries|itshape|mdseries|sffamily|rmfamily|ttfamily"
@@ -41,6 +42,7 @@ AROUND = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("```", "```
 LOOSE_END = re.compile(r"(?:\$|\\\)|\\\]|`|\*\*|__|\"|”)\s*[.,;]$")
 
 
+@lru_cache(maxsize=16384)
 def undress(text: str) -> str:
     """An answer without its dress: marks around it, colours, sizes, and the words that announce it."""
     text = strip_delimiters(
