@@ -1,12 +1,14 @@
 """CLIPO on a laptop, in a few minutes and without a network: `python quickstart.py`.
 
 A small language model, warm-started on arithmetic that a program checks step by step, is trained with CLIPO by `clipo
-train` on configs/quickstart.yaml. Everything goes to runs/quickstart/ and is seeded.
+train` on configs/quickstart.yaml. Everything goes to runs/quickstart/ and is seeded. Options of `clipo train` may
+follow: `python quickstart.py --use_cpu false --bf16 true` trains on a GPU.
 """
 
 import json
 import os
 import random
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -43,7 +45,8 @@ console = Console()
 Results = dict[str, dict[str, float]]
 
 
-def main() -> None:
+def main(options: list[str] | None = None) -> None:
+    """`options`: words for `clipo train`, over those of the configuration."""
     start = time.perf_counter()
     os.chdir(Path(__file__).parent)
     torch.set_num_threads(1)  # so small a model gains nothing from more, and results do not depend on their number
@@ -91,7 +94,7 @@ def main() -> None:
     ########################################################################
     console.rule("[bold]3  CLIPO")
     transformers.trainer.DEFAULT_PROGRESS_CALLBACK = TrainingBar
-    trainer = train.main(["--config", "configs/quickstart.yaml"])
+    trainer = train.main(["--config", "configs/quickstart.yaml", *(options or [])])
     output_dir = Path(trainer.args.output_dir)
 
     ########################################################################
@@ -223,4 +226,4 @@ def moving_mean(values: np.ndarray, window: int = 11) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

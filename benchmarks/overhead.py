@@ -81,6 +81,10 @@ class Settings:
         metadata={"help": f"One of {', '.join(SHAPES)}. Default: qwen2.5-1.5b with a GPU, 39m without."},
     )
     rounds: int = field(default=5, metadata={"help": "Measured steps of each mode and seed, after one that is not."})
+    warm_up_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Completion tokens in the first round, which is not measured. Default: as in the others."},
+    )
     seeds: int = field(default=3, metadata={"help": "Times that all is repeated, with another model."})
     output_dir: str = field(default=common.OUTPUT_DIR, metadata={"help": "Where overhead.json and .png go."})
 
@@ -136,14 +140,22 @@ class NaiveSource(StateSource):
             input_ids, attention_mask, reads = right_padded(self.tokens, rows, "mean", pad_token_id, device)
             with self._accelerator.autocast():
                 output = model_wrapped(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
-            pooled.append(pool(output.hidden_states[-1], reads))
+            pooled.append(pool(output.hidden_states[-1], reads.to(device)))
         return torch.cat(pooled)
 
 
 class Turns(TrainerCallback):
     """Gives the generation batches to the modes by turns, and measures each."""
 
-    def __init__(self, trainer: TurnsTrainer, modes: tuple[str, ...], steps_per_generation: int, on_step):
+    def __init__(
+        self,
+        trainer: TurnsTrainer,
+        modes: tuple[str, ...],
+        steps_per_generation: int,
+        on_step,
+        warm_up_tokens: int | None = None,
+    ):
+        self._warm_up_tokens = warm_up_tokens or trainer.max_completion_length
         self.measured = defaultdict(list)  # (mode, quantity) -> one value a round
         self._trainer, self._modes, self._window, self._on_step = trainer, modes, steps_per_generation, on_step
         self._memory = common.PeakMemory(trainer.accelerator.device)
@@ -156,6 +168,8 @@ class Turns(TrainerCallback):
         if state.global_step % self._window == 0:
             turn, place = divmod(state.global_step // self._window, len(self._modes))
             self._trainer.states.mode = self._modes[(turn + place) % len(self._modes)]  # an order that turns
+            n_tokens = self._trainer.max_completion_length if turn > 0 else self._warm_up_tokens
+            self._trainer.generation_config.update(min_new_tokens=n_tokens, max_new_tokens=n_tokens)
             self._memory.reset()
             common.synchronize(args.device)
             self._start, self._processor_start = time.perf_counter(), time.process_time()
@@ -252,13 +266,13 @@ def make_trainer(shape: Shape, seed: int, window: int, max_steps: int, output_di
 
 
 def measure(
-    shape: Shape, seed: int, window: int, rounds: int, on_step
+    shape: Shape, seed: int, window: int, rounds: int, on_step, warm_up_tokens: int | None = None
 ) -> tuple[dict[tuple[str, str], list[float]], int]:
     """Train one model in one setting; returns what `Turns` measured, and the model's number of parameters."""
     modes = SETTINGS[window]
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(shape, seed, window, (rounds + 1) * len(modes) * window, folder)
-        turns = Turns(trainer, modes, window, on_step)
+        turns = Turns(trainer, modes, window, on_step, warm_up_tokens)
         trainer.add_callback(turns)
         trainer.train()
     return turns.measured, trainer.model.num_parameters()
@@ -272,7 +286,9 @@ def run(settings: Settings) -> dict:
         task = bar.add_task("GRPO and CLIPO by turns", total=total)
         for seed in range(settings.seeds):
             for window, modes in SETTINGS.items():
-                measured, n_parameters = measure(shape, seed, window, settings.rounds, partial(bar.advance, task))
+                measured, n_parameters = measure(
+                    shape, seed, window, settings.rounds, partial(bar.advance, task), settings.warm_up_tokens
+                )
                 for mode in modes[1:]:
                     for quantity in ("seconds", "processor_seconds", "peak_bytes"):
                         baseline = measured["grpo", quantity]

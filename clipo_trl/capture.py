@@ -19,6 +19,7 @@ from .hidden_states import (
     shown_to_themselves,
 )
 from .parent_shapes import GRPOArguments
+from .upstream.zero3_order import order_of_its_own
 
 
 def trl_scores_rollouts(args: GRPOArguments) -> bool:
@@ -39,6 +40,29 @@ def choose_capture_mode(*, scored_by_trl: bool, shifts_with_left_padding: bool, 
     if scored_by_trl and not shifts_with_left_padding:
         return "fused"
     return "decode" if plain_generate else "forward"
+
+
+def plan_passes(lengths: list[int], max_tokens: int) -> list[list[int]]:
+    """
+    Rows in as few passes as there can be if none takes more than `max_tokens` tokens, padding included: rows of
+    similar length together, the longest first.
+    """
+    passes: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        if not passes or lengths[passes[-1][0]] * (len(passes[-1]) + 1) > max_tokens:
+            passes.append([])
+        passes[-1].append(row)
+    return passes
+
+
+def split_passes(passes: list[list[int]], n: int) -> list[list[int]]:
+    """The same rows in `n` passes, at most one a row: the one of most rows is halved, again and again."""
+    passes = list(passes)
+    while len(passes) < n:
+        i = max(range(len(passes)), key=lambda i: len(passes[i]))
+        middle = len(passes[i]) // 2
+        passes[i : i + 1] = passes[i][:middle], passes[i][middle:]
+    return passes
 
 
 class StateSource:
@@ -125,7 +149,7 @@ class StateSource:
             return score(attention_mask_BL)
         n_prompt = attention_mask_BL.size(1) - n_completion
         reads_BL = left_padded_reads(self.tokens, self.pooling, n_prompt, n_completion)
-        pooler = ForwardPooler(reads_BL.to(attention_mask_BL.device))
+        pooler = ForwardPooler(reads_BL)
         shown_BL = attention_mask_BL
         if hides_truncated:
             shown_BL = shown_to_themselves(attention_mask_BL, self.tokens, n_prompt)
@@ -142,7 +166,8 @@ class StateSource:
 
         Args:
             model_wrapped (`nn.Module`): the policy in its distributed wrapper.
-            rows_per_pass (`int`): the same on every process, and so is the number of passes, as ZeRO-3 needs.
+            rows_per_pass (`int`): rows of a training micro-batch. A pass takes no more tokens, padding included, than
+                that many of the longest rollouts have.
         """
         if self._pooled_BH is None:
             self._pooled_BH = self._by_passes(model_wrapped, rows_per_pass, pad_token_id)
@@ -150,14 +175,17 @@ class StateSource:
 
     @torch.no_grad()
     def _by_passes(self, model_wrapped: nn.Module, rows_per_pass: int, pad_token_id: int) -> torch.Tensor:
-        """Over the decoder alone, in micro-batches of sequences of similar length."""
+        """Over the decoder alone. Nothing waits for the device: its work is queued, and the host can go on."""
         tokens, device = self.tokens, self._accelerator.device
         assert tokens is not None  # inside `rollouts`
-        by_length = sorted(range(len(tokens)), key=tokens.length, reverse=True)
+        lengths = [tokens.length(row) for row in range(len(tokens))]
+        passes = plan_passes(lengths, rows_per_pass * max(lengths))
+        if self._accelerator.num_processes > 1:  # all make the same number of passes, as ZeRO-3 needs
+            counts = self._accelerator.gather(torch.tensor([len(passes)], device=device))
+            passes = split_passes(passes, int(counts.max()))
         pooled_BH = torch.empty(len(tokens), self.reader.hidden_size, device=device)
         with self._passing_through_the_decoder(model_wrapped) as decoder:
-            for start in range(0, len(tokens), rows_per_pass):
-                rows = by_length[start : start + rows_per_pass]
+            for rows in passes:
                 input_ids, attention_mask, reads = right_padded(tokens, rows, self.pooling, pad_token_id, device)
                 pooler = ForwardPooler(reads)
                 with self.reader.watch(pooler), self._accelerator.autocast():
@@ -176,7 +204,8 @@ class StateSource:
         was_training, own_forward = policy.training, policy.__dict__.get("forward")
         policy.eval()
         try:
-            yield lambda **inputs: self._redirection(model_wrapped, policy, self.reader.decoder, **inputs)
+            with order_of_its_own(model_wrapped):
+                yield lambda **inputs: self._redirection(model_wrapped, policy, self.reader.decoder, **inputs)
         finally:
             policy.train(was_training)
             if own_forward is None:  # TRL's redirection puts one there

@@ -72,7 +72,7 @@ def right_padded(tokens: RolloutTokens, rows: list[int], pooling: str, pad_token
     one with absolute positions or a recurrent state.
 
     Returns:
-        `input_ids_BL`, `attention_mask_BL` (long) and `reads_BL` (bool), with B = `len(rows)`.
+        `input_ids_BL`, `attention_mask_BL` (long, on `device`), `reads_BL` (bool, on the CPU); B = `len(rows)`.
     """
     width = max(tokens.length(row) for row in rows)
     input_ids_BL = torch.full((len(rows), width), pad_token_id)
@@ -83,7 +83,7 @@ def right_padded(tokens: RolloutTokens, rows: list[int], pooling: str, pad_token
         input_ids_BL[i, :length] = torch.tensor(tokens.prompt_ids[row] + tokens.completion_ids[row])
         attention_mask_BL[i, :length] = 1
         reads_BL[i, :length] = tokens.reads(row, pooling)
-    return input_ids_BL.to(device), attention_mask_BL.to(device), reads_BL.to(device)
+    return input_ids_BL.to(device), attention_mask_BL.to(device), reads_BL
 
 
 def left_padded_reads(tokens: RolloutTokens, pooling: str, n_prompt: int, n_completion: int) -> torch.Tensor:
@@ -116,6 +116,12 @@ def pool(states_BLH: torch.Tensor, reads_BL: torch.Tensor) -> torch.Tensor:
     # Not a product with the mask: NaN at a padded position must not leak into the mean.
     summed_BH = states_BLH.masked_fill(~reads_BL.unsqueeze(-1), 0.0).sum(dim=1, dtype=torch.float32)
     return summed_BH / reads_BL.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def _columns_read(reads_BL: torch.Tensor) -> slice:
+    """From the first to the last column that any row reads."""
+    columns = reads_BL.any(0).nonzero().flatten().tolist()
+    return slice(columns[0], columns[-1] + 1) if columns else slice(0, 0)
 
 
 class HiddenStateReader:
@@ -207,7 +213,8 @@ class ForwardPooler:
     Pools forward passes over whole sequences, whose rows may come in several chunks, in order.
 
     Args:
-        reads_BL (`torch.Tensor`, bool): the positions to pool in all B rows.
+        reads_BL (`torch.Tensor`, bool): the positions to pool in all B rows, on the CPU: what the device is asked
+            to do then depends on nothing that it has to tell.
     """
 
     def __init__(self, reads_BL: torch.Tensor):
@@ -216,8 +223,9 @@ class ForwardPooler:
         self._n_rows = 0
 
     def __call__(self, states_BLH: torch.Tensor, input_ids_BL: torch.Tensor | None) -> None:
-        reads_BL = self._reads_BL[self._n_rows : self._n_rows + len(states_BLH)].to(states_BLH.device)
-        self._chunks.append(pool(states_BLH.detach(), reads_BL))
+        reads_BL = self._reads_BL[self._n_rows : self._n_rows + len(states_BLH)]
+        read = _columns_read(reads_BL)  # prompts and padding, most of a long batch, are not copied
+        self._chunks.append(pool(states_BLH.detach()[:, read], reads_BL[:, read].to(states_BLH.device)))
         self._n_rows += len(states_BLH)
 
     def result(self) -> torch.Tensor:

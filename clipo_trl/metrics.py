@@ -94,13 +94,15 @@ def sound_against_lucky(score_PG: torch.Tensor, sound_PG: torch.Tensor, lucky_PG
 def batch_metrics(batch: ScoredBatch, accelerator: Accelerator) -> dict[str, float]:
     """All figures of a generation batch, by the names that the docs explain; NaN where there is nothing to tell."""
     metrics = batch.figures | rollout_metrics(
-        batch.loss_PG,
-        batch.is_anchor_PG,
-        batch.reward_PG,
-        batch.is_paid_PG,
-        batch.is_cut_PG,
-        batch.correct_PG,
-        batch.valid_PG,
+        *_on_host(
+            batch.loss_PG,
+            batch.is_anchor_PG,
+            batch.reward_PG,
+            batch.is_paid_PG,
+            batch.is_cut_PG,
+            batch.correct_PG,
+            batch.valid_PG,
+        )
     )
     states, present, groups = _states_in_groups(batch)
     of_states = pair_cosines(states, batch.correct_PG[groups], batch.valid_PG[groups] & present)
@@ -111,6 +113,12 @@ def batch_metrics(batch: ScoredBatch, accelerator: Accelerator) -> dict[str, flo
     if batch.steps_PG is not None:
         metrics |= soundness_metrics(batch, accelerator)
     return metrics
+
+
+def _on_host(*tensors_PG: torch.Tensor) -> list[torch.Tensor]:
+    """Copies on the CPU, made at once: the host waits for the device one time, not once a figure."""
+    rows = torch.stack([tensor_PG.float() for tensor_PG in tensors_PG]).cpu()
+    return [row_PG.to(tensor_PG.dtype) for row_PG, tensor_PG in zip(rows, tensors_PG, strict=True)]
 
 
 def _states_in_groups(batch: ScoredBatch) -> tuple[torch.Tensor, torch.Tensor, slice]:

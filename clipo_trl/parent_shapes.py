@@ -44,6 +44,12 @@ else:
     GRPOTrainerShape = object
 
 
+def default_arguments(trainer: Any, model: Any) -> Any:
+    """What a trainer of ours takes where it is given no `args`: its own configuration, a folder named after both."""
+    name = model if isinstance(model, str) else model.config._name_or_path
+    return trainer._config_class(f"{name.rstrip('/').split('/')[-1]}-{trainer._name}")
+
+
 def arguments_by_name(cls: type, mixin: type, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """
     Arguments for the parents of `mixin` in `cls`, by the names and places that these have: a subclass of `GRPOTrainer`

@@ -3,6 +3,7 @@ on this."""
 
 from typing import NamedTuple
 
+import torch
 from accelerate.logging import get_logger
 
 
@@ -63,6 +64,25 @@ def _by_default(weights: dict[str, float], step_reward: str | None) -> SuccessRu
     return SuccessRule(accuracy, "accuracy") if accuracy else SuccessRule(judges, "all")
 
 
+def label_successes(
+    rewards_NF: torch.Tensor, weights_F: torch.Tensor, columns: list[int], threshold: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Args:
+        rewards_NF (`torch.Tensor` of shape `(N, F)`): of all F reward functions, NaN where one gave nothing.
+        weights_F (`torch.Tensor` of shape `(F,)`): their weights.
+        columns (`list[int]`): those that decide.
+        threshold (`float`): a rollout is correct if their weighted sum is greater.
+
+    Returns:
+        `tuple` of two bool tensors of shape `(N,)`: correct rollouts, and those to which a deciding function gave
+        anything.
+    """
+    rewards_NF = rewards_NF[:, columns]
+    weights_F = weights_F.to(rewards_NF.device)[columns]
+    return (rewards_NF * weights_F).nansum(1) > threshold, ~rewards_NF.isnan().all(1)
+
+
 def warn_of(rule: SuccessRule, threshold: float) -> None:
     """Say aloud which rewards decide, where there was a choice that the user did not make."""
     if rule.choice == "accuracy":
@@ -73,7 +93,7 @@ def warn_of(rule: SuccessRule, threshold: float) -> None:
     elif rule.choice == "all":
         logger.warning(
             f"A rollout counts as correct if the weighted sum of ALL rewards, {' + '.join(rule.names)}, is greater than "
-            f"{threshold:g}: a reward for its format alone can make a wrong answer 'correct', and the head then learns from the "
-            "wrong ones. Name the rewards that tell whether the answer is right, for example "
+            f"{threshold:g}: a reward for its format alone can make a wrong answer 'correct', and that is then what is learned "
+            "from. Name the rewards that tell whether the answer is right, for example "
             f"`contrastive_success_rewards=[{rule.names[0]!r}]`."
         )

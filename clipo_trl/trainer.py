@@ -22,14 +22,14 @@ from trl import GRPOConfig, GRPOTrainer
 from .capture import StateSource, choose_capture_mode, trl_scores_rollouts
 from .checkpoint import load_checked, load_state, save_state
 from .completions_table import table_columns
-from .config import CLIPOConfig, CLIPOConfigMixin
+from .config import CLIPOConfig, CLIPOConfigMixin, warn_of_combinations
 from .head import HEAD_FOLDER, ContrastiveHead, check_hidden_size, head_settings, resolve_saved_head
 from .hidden_states import HiddenStateReader
 from .learner import HeadLearner
 from .metrics import batch_metrics
-from .parent_shapes import CLIPOArguments, arguments_by_name
+from .parent_shapes import CLIPOArguments, arguments_by_name, default_arguments
 from .scored_batch import ScoredBatch
-from .success import find_success_rule, warn_of
+from .success import find_success_rule, label_successes, warn_of
 from .upstream.continuous_batching import ContinuousBatchingMixin
 from .upstream.evaluation import EvaluationMixin
 from .upstream.exact_resume import ExactResumeMixin
@@ -72,18 +72,7 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
         self.args.reward_weights = weights
         self._success_columns = self._find_success_columns()
         self._step_column = self._find_step_column()
-        if self.multi_objective_aggregation == "normalize_then_sum" and self.args.contrastive_reward_weight > 0:
-            logger.warning(
-                "`multi_objective_aggregation='normalize_then_sum'` divides each reward by its own standard deviation: "
-                "`contrastive_reward_weight` acts through the floor only, and the contrastive reward counts as much as any "
-                "other. Use 'sum_then_normalize' for the paper's method."
-            )
-        if (self.args.contrastive_reward_type, self.args.contrastive_debias) == ("similarity_gap", "group_center"):
-            logger.warning(
-                "`contrastive_debias='group_center'` turns the mean of a group's wrong rollouts into that of its correct ones "
-                "with the sign changed: `contrastive_reward_type='similarity_gap'` then says little that 'agreement' does not. "
-                "Leave one of them out."
-            )
+        warn_of_combinations(self.args)
 
         reader = HiddenStateReader(self.accelerator.unwrap_model(self.model), self.args.contrastive_layer)
         mode = self._choose_capture_mode(reader)
@@ -124,8 +113,7 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
 
     def _with_contrastive_fields(self, args, model) -> CLIPOConfigMixin:
         if args is None:
-            name = model if isinstance(model, str) else model.config._name_or_path
-            return self._config_class(f"{name.rstrip('/').split('/')[-1]}-{self._name}")
+            return default_arguments(self, model)
         if isinstance(args, CLIPOConfigMixin):
             return args
         if isinstance(args, GRPOConfig) and issubclass(self._config_class, type(args)):
@@ -225,18 +213,22 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
     # ------------------------------------------------------------------ reward and head
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self._evaluating:
+            rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
             self._add_to_completions_table(len(prompts))
             return rewards_per_func
         start = time.perf_counter()
+        # First: a pass of our own then runs on the device while the reward functions run on the host.
         pooled_BH = self.states.pooled(
             self.model_wrapped, self.args.per_device_train_batch_size, self._tokenizer.pad_token_id
         )
         if self.states.n_extra_passes:
             self._log_contrastive(extra_forward_passes=float(self.states.n_extra_passes))
+        own_seconds = time.perf_counter() - start
+        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        start = time.perf_counter()
         rewards_per_func[:, self._column] = self._contrastive_column(rewards_per_func, pooled_BH)
-        self._log_contrastive(seconds=time.perf_counter() - start)
+        self._log_contrastive(seconds=own_seconds + time.perf_counter() - start)
         return rewards_per_func
 
     def _contrastive_column(self, rewards_per_func: torch.Tensor, pooled_BH: torch.Tensor) -> torch.Tensor:
@@ -251,10 +243,9 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
             `torch.Tensor` of shape `(N,)`: contrastive reward; NaN where none could be given, as TRL has it.
         """
         G = self.num_generations
-        success_rewards = rewards_per_func[:, self._success_columns]
-        success_weights = self.reward_weights.to(success_rewards.device)[self._success_columns]
-        correct_N = (success_rewards * success_weights).nansum(1) > self.args.contrastive_success_threshold
-        has_reward_N = ~success_rewards.isnan().all(1)
+        correct_N, has_reward_N = label_successes(
+            rewards_per_func, self.reward_weights, self._success_columns, self.args.contrastive_success_threshold
+        )
         steps_PG = None if self._step_column is None else rewards_per_func[:, self._step_column].view(-1, G)
         in_warmup = self.warmup.has_batch(self.head_learner.n_batches)
         batch = self.head_learner.score(pooled_BH, correct_N.view(-1, G), has_reward_N.view(-1, G), steps_PG)
@@ -410,7 +401,8 @@ class CLIPOTrainer(CLIPOMixin, GRPOTrainer):
         "citation": textwrap.dedent("""\
             @article{cui2026clipo,
                 title        = {{CLIPO: Contrastive Learning in Policy Optimization Generalizes RLVR}},
-                author       = {Cui and others},
+                author       = {Sijia Cui and Pengyu Cheng and Jiajun Song and Yongbo Gai and Guojun Zhang and Zhechao Yu
+                                and Jianhe Lin and Xiaoxi Jiang and Guanjun Jiang},
                 year         = 2026,
                 eprint       = {arXiv:2603.10101},
             }"""),

@@ -229,9 +229,13 @@ def _library_folders() -> list[str]:
 
 
 def default_num_workers() -> int:
-    """Cores this process may use, divided by the training processes of this node, from 1 to 8."""
+    """
+    Cores this process may use, divided by the training processes of this node, from 1 to 8. torchrun and accelerate
+    say how many there are in `LOCAL_WORLD_SIZE`, DeepSpeed's launchers in `LOCAL_SIZE`, Open MPI in its own.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    local_processes = max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
+    said = [os.environ.get(name) for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE")]
+    local_processes = max(1, int(next(filter(None, said), 1)))
     return max(1, min(cores // local_processes, MAX_WORKERS))
 
 

@@ -21,7 +21,7 @@ from accelerate import PartialState
 from safetensors.torch import save
 from tiny_models import tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
 
-from clipo_trl import CLIPOTrainer
+from clipo_trl import CLIPOConfig, CLIPOConSPOConfig, CLIPOConSPOTrainer, CLIPOTrainer
 
 
 N_ROLLOUTS = 12  # three groups of 4: the middle one straddles two processes
@@ -100,7 +100,14 @@ class Recording(CLIPOTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.seen = []
+        self.seen, self.fetched_ahead = [], []
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        optimizer = getattr(self.model_wrapped, "optimizer", None)
+        if hasattr(optimizer, "parameter_offload"):  # ZeRO-3; its order of layers was that of the step before
+            self.fetched_ahead.append(optimizer.parameter_offload.get_param_coordinator().is_complete_trace())
+        return loss
 
     def _choose_capture_mode(self, reader):
         return self.mode or super()._choose_capture_mode(reader)
@@ -134,6 +141,10 @@ class SameRollouts(Recording):
             return super()._generate(prompts)
         finally:
             torch.multinomial = multinomial
+
+
+class SameContrasts(CLIPOConSPOTrainer, SameRollouts):
+    """ConSPO with CLIPO's head."""
 
 
 class KilledInStep(Recording):
@@ -258,6 +269,22 @@ def even_in_first_group(completions, **kwargs):
     return [float(reward and first + i < 4) for i, reward in enumerate(even(completions))]
 
 
+def from_elsewhere(prompts, trainer):
+    """Rollouts that the policy does not generate itself, the same for a row of a generation batch on any process."""
+    tokenizer, first = trainer.processing_class, world()[0] * len(prompts)
+    draws = torch.Generator().manual_seed(trainer.head_learner.n_batches)
+    lengths = torch.randint(1, 9, (world()[1] * len(prompts),), generator=draws).tolist()
+    tokens = torch.randint(3, 20, (len(lengths), max(lengths)), generator=draws).tolist()
+    completion_ids = [tokens[row][: lengths[row]] for row in range(first, first + len(prompts))]
+    return {
+        "prompt_ids": [
+            tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in prompts
+        ],
+        "completion_ids": completion_ids,
+        "logprobs": [[-1.0] * len(ids) for ids in completion_ids],
+    }
+
+
 def never(completions, **kwargs):
     return [0.0] * len(completions)
 
@@ -283,9 +310,18 @@ LONG = {
     "logging_steps": 2,
     "contrastive_warmup_steps": 1,
 }
+CONSPO = {  # with plain SGD, small differences of gradients stay small
+    "trainer_class": SameContrasts,
+    "config_class": CLIPOConSPOConfig,
+    "conspo_contrastive_scale": 2.0,
+    "conspo_temperature": 0.5,
+    "optim": "sgd",
+    "learning_rate": 1e-2,
+}
 CASES = {
     "decode": {},
     "forward": {"mode": "forward"},
+    "from_elsewhere": {"rollout_func": from_elsewhere, "max_steps": 6},
     "fused": {"num_iterations": 2, "max_steps": 6},
     "mean": {"contrastive_debias": "mean_subtract", "contrastive_level": "cross", "contrastive_head_type": "mlp"},
     "agreement": {
@@ -300,6 +336,8 @@ CASES = {
     "one_group": {"reward": even_in_first_group},
     "no_group": {"reward": never},
     "warmup": {"contrastive_warmup_steps": 2},
+    "conspo": CONSPO,
+    "conspo_parts": {**CONSPO, "gradient_accumulation_steps": 2, "num_iterations": 2},
     "wide": {"n_rollouts": 24},
     "tied_gather_off": {"tied": True, "ds3_gather_for_generation": False},
     "untied_gather_off": {"ds3_gather_for_generation": False},
@@ -321,12 +359,14 @@ def make_trainer(
     backend: str,
     output_dir,
     trainer_class=SameRollouts,
+    config_class=CLIPOConfig,
     reward=even,
     n_rollouts=N_ROLLOUTS,
     lora=False,
     tied=False,
     mode=None,
     when=None,
+    rollout_func=None,
     **settings,
 ):
     defaults = {
@@ -348,9 +388,10 @@ def make_trainer(
     return type(trainer_class.__name__, (trainer_class,), {"mode": mode, "when": when or "start"})(
         model,
         reward,
-        tiny_config(output_dir, **{**defaults, **settings}),
+        tiny_config(output_dir, config_class, **{**defaults, **settings}),
         train_dataset=tiny_dataset(),
         processing_class=tiny_tokenizer(),
+        rollout_func=rollout_func,
         **more,
     )
 
@@ -371,6 +412,7 @@ def report(trainer) -> dict:
         "mean": trainer.contrastive_head.mean_H,
         "moments": [state["exp_avg"] for state in trainer.head_learner.optimizer.state.values()],
         "seen": trainer.seen,
+        "fetched_ahead": trainer.fetched_ahead,
         "log": [
             {key: value for key, value in row.items() if not any(word in key for word in timed)}
             for row in trainer.state.log_history

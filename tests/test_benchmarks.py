@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from transformers import logging
 from trl import GRPOTrainer
 
-from benchmarks import common, loss, overhead, scaling
+from benchmarks import common, conspo_weights, gpu, loss, overhead, scaling
 from clipo_trl import contrastive_loss
 from clipo_trl.hidden_states import RolloutTokens
 
@@ -108,6 +108,18 @@ def test_the_group_level_needs_no_memory_for_pairs_of_the_batch(monkeypatch, tmp
         assert row["times_smaller"] > (20 if row["level"] == "group" else 1)
         assert row["loss_type"] == "infonce" or row["largest_difference"] < 1e-3
         assert row["times_faster"]["n"] == 1
+
+
+# ---------------------------------------------------------------------- ConSPO's weights
+
+
+def test_conspo_weights_over_the_temperature(monkeypatch, tmp_path):
+    """The figures that docs/conspo.md tells."""
+    weights = run_main(monkeypatch, tmp_path, conspo_weights)["weights"]
+    assert all(sum(values) == pytest.approx(0, abs=1e-12) for values in weights.values())
+    assert [round(-value, 3) for value in weights["10"][2:]] == [0.205, 0.202, 0.199, 0.195]
+    assert [round(-value, 2) for value in weights["0.3162"][2:]] == [0.36, 0.22, 0.14, 0.07]
+    assert -weights["0.1"][2] / sum(weights["0.1"][:2]) == pytest.approx(0.78, abs=0.005)
 
 
 # ---------------------------------------------------------------------- overhead
@@ -219,3 +231,40 @@ def test_random_prompts_are_of_the_wanted_length(tmp_path, tiny):
     assert isinstance(trainer.train_dataset, Dataset)
     for row in trainer.train_dataset:
         assert len(trainer.processing_class(row["prompt"])["input_ids"]) == tiny.n_prompt
+
+
+def test_a_gpu_run_reports_every_part_whatever_fails():
+    spread = {"median": 1.01}
+    row = dict.fromkeys(("step_time_ratio", "peak_memory_ratio", "seconds", "grpo_seconds", "own_share"), spread)
+
+    def fails():
+        raise RuntimeError("out of memory\nand more")
+
+    results = gpu.run_parts(
+        {
+            "tests": lambda: {"summary": "20 passed"},
+            "overhead": lambda: {"rows": [{"mode": "fused", **row}]},
+            "quickstart": fails,
+        }
+    )
+    text = gpu.markdown(results)
+    assert "| tests | 20 passed |" in text and "| `fused` | 1.010 | 1.010 | 1.01 | 1.01 | 101.0% |" in text
+    assert "| quickstart | FAILED: RuntimeError: out of memory |" in text
+
+
+def test_rollouts_of_the_warm_up_round_may_be_short():
+    settings = overhead.Settings(shape="tiny", rounds=1, seeds=1, warm_up_tokens=2)
+    lengths = []
+
+    class Noted(overhead.TurnsTrainer):
+        def _generate(self, prompts):
+            output = super()._generate(prompts)
+            lengths.append({len(ids) for ids in output[1]})
+            return output
+
+    original, overhead.TurnsTrainer = overhead.TurnsTrainer, Noted
+    try:
+        overhead.run(settings)
+    finally:
+        overhead.TurnsTrainer = original
+    assert lengths == [{2}] * 4 + [{8}] * 4 + [{2}] * 2 + [{8}] * 2

@@ -199,12 +199,15 @@ def test_settings_that_make_no_pool_are_refused(settings, name):
 
 def test_the_cores_are_shared_by_the_processes_of_a_node(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
-    for processes, workers in [(None, 8), ("1", 8), ("4", 4), ("16", 1), ("64", 1)]:
-        if processes is None:
-            monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-        else:
-            monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
-        assert default_num_workers() == workers
+    said_by = ["LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"]  # torchrun, DeepSpeed, Open MPI
+    for name in said_by:
+        monkeypatch.delenv(name, raising=False)
+    assert default_num_workers() == 8
+    for name in said_by:
+        for processes, workers in [("1", 8), ("4", 4), ("16", 1), ("64", 1)]:
+            monkeypatch.setenv(name, processes)
+            assert default_num_workers() == workers
+        monkeypatch.delenv(name)
 
 
 def test_a_late_answer_scores_zero_and_every_row_of_it_is_counted(short_deadline):

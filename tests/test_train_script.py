@@ -1,6 +1,7 @@
 """`train.py` end to end: the paper's recipe on the paper's data with a tiny random model, resuming, evaluating, LoRA,
 two processes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -360,6 +361,35 @@ def test_two_processes_from_another_folder(model_path, rows_path, tmp_path):
     assert done.stdout.count("CLIPO: what will run") == 1  # the main process speaks for all
     assert "2 x cpu" in done.stdout and "2 processes x 4" in done.stdout
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_one_process_checks_for_all(tmp_path):
+    (tmp_path / "checks.py").write_text(
+        "import os, pathlib\n"
+        "from accelerate import PartialState\n"
+        "from clipo_trl.cli.train import on_one_process\n"
+        "PartialState(cpu=True)\n"
+        "here = pathlib.Path(__file__).parent\n"
+        "def check(error=None):\n"
+        "    (here / ('checked' + os.environ['RANK'])).touch()\n"
+        "    if error: raise ValueError(error)\n"
+        "on_one_process(check)\n"
+        "try: on_one_process(lambda: check('a gold is empty'))\n"
+        "except ValueError as error: (here / ('raised' + os.environ['RANK'])).write_text(str(error))\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [*launcher, str(tmp_path / "checks.py")],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checked0", "checks.py", "raised0", "raised1"]
+    assert (tmp_path / "raised1").read_text() == "a gold is empty"
 
 
 def test_script_arguments_clash_with_no_other_field():

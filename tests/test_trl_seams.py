@@ -12,6 +12,7 @@ from trl import GRPOTrainer, import_utils
 from trl.models.utils import _ForwardRedirection
 
 from clipo_trl.cli.doctor import range_of
+from clipo_trl.conspo_trainer import ConSPOMixin
 from clipo_trl.trainer import CLIPOMixin
 from clipo_trl.upstream.continuous_batching import ContinuousBatchingMixin
 from clipo_trl.upstream.evaluation import EvaluationMixin
@@ -22,6 +23,7 @@ SIGNATURES = {
     (GRPOTrainer, "_generate"): ["self", "prompts"],
     (GRPOTrainer, "_generate_and_score_completions"): ["self", "inputs"],
     (GRPOTrainer, "_calculate_rewards"): ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+    (GRPOTrainer, "_compute_loss"): ["self", "model", "inputs"],
     (GRPOTrainer, "training_step"): ["self", "model", "inputs", "num_items_in_batch"],
     (GRPOTrainer, "_prepare_inputs"): ["self", "generation_batch"],
     (GRPOTrainer, "prediction_step"): ["self", "model", "inputs", "prediction_loss_only", "ignore_keys"],
@@ -129,6 +131,35 @@ LINES = [
     ("_calculate_rewards", "rewards_per_func = gather(rewards_per_func)", "rewards of all processes are returned"),
     ("log", '**self._logs["extra"],', "the completions table has a column of agreement"),
     ("log", 'metrics = {f"eval_{key}": val for key, val in metrics.items()}', "sets are told apart after `eval_`"),
+    ("_generate_and_score_completions", '"advantages": advantages,', "ConSPO puts its weights in their place"),
+    (
+        "_generate_and_score_completions",
+        'output["old_per_token_logps"] = old_per_token_logps',
+        "ConSPO makes its scores of them, and takes them out",
+    ),
+    (
+        "_generate_and_score_completions",
+        'self._logs["advantages"].extend(all_process_advantages.tolist())',
+        "ConSPO's weights take their place in the table",
+    ),
+    ("_compute_loss", 'advantages = inputs["advantages"]', "ConSPO's weights arrive"),
+    (
+        "_compute_loss",
+        "old_per_token_logps = per_token_logps.detach() if old_per_token_logps is None else old_per_token_logps",
+        "without old log-probabilities the ratio is 1, with the gradient of log pi",
+    ),
+    (
+        "_compute_loss",
+        'if self.loss_type in ["grpo", "sapo"]: loss = ((per_token_loss * mask).sum(-1) / '
+        "mask.sum(-1).clamp(min=1.0)).mean() normalizer = self.current_gradient_accumulation_steps if mode == "
+        '"train" else 1.0',
+        "ConSPO's factor undoes these means",
+    ),
+    (
+        "_compute_loss",
+        'mask = completion_mask if "tool_mask" not in inputs else completion_mask * inputs["tool_mask"]',
+        "ConSPO's scores are over the same tokens",
+    ),
     ("training_step", "self._step += 1", "a frozen warm-up step counts like any other"),
     (
         "training_step",
@@ -196,6 +227,17 @@ def test_nothing_that_the_mixin_overrides_has_vanished():
         "_save_rng_state",
         "train",
     }, "a method of the mixins and one of TRL share a name by accident, or TRL dropped one that is overridden"
+
+
+def test_nothing_that_conspo_overrides_has_vanished():
+    overridden = {name for name in vars(ConSPOMixin) if not name.startswith("__") and hasattr(GRPOTrainer, name)}
+    assert overridden == {
+        "_generate",
+        "_calculate_rewards",
+        "_generate_and_score_completions",
+        "_get_per_token_logps_and_entropies",
+        "_compute_loss",
+    }, "a method of ConSPO and one of TRL share a name by accident, or TRL dropped one that is overridden"
 
 
 @pytest.mark.parametrize("version, supported", [("0.21.9", 0), ("0.22.0", 1), ("0.31.0+cu129", 1), ("0.31.1", 0)])

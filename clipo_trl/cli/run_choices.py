@@ -11,6 +11,7 @@ from reward_funcs import get_reward_func
 from reward_funcs.errors import UsageError
 from reward_funcs.pool import default_num_workers
 
+from ..algorithms import find_algorithm
 from ..capture import choose_capture_mode, trl_scores_rollouts
 from ..hidden_states import HiddenStateReader
 from ..parent_shapes import CLIPOArguments
@@ -56,17 +57,28 @@ def choice_rows(script_args: ScriptArguments, args: CLIPOArguments, model_args: 
     with argument_errors():
         shifts, model = look_at_model(args, model_args)
         rows = [
+            *explain_trainer(script_args),
             Row("model", model),
             Row(
                 "processes", f"{args.world_size}; passes over a generation batch on each: {args.steps_per_generation}"
             ),
-            Row("hidden states", explain_capture_mode(args, shifts)),
+            *([Row("hidden states", explain_capture_mode(args, shifts))] if script_args.contrastive else []),
             Row("success", explain_success(args, functions)),
             Row("answers", explain_checks(functions)),
         ]
     if args.use_vllm and installed_version("vllm") is None:
         rows.append(Row("vllm", "not installed, but `use_vllm` is true", True, f"vllm{range_of('vllm')}"))
     return rows
+
+
+def explain_trainer(script_args: ScriptArguments) -> list[Row]:
+    """Which trainer is taken, where that was chosen."""
+    name, contrastive = script_args.algorithm, script_args.contrastive
+    if name is None and contrastive:
+        return []
+    algorithm = find_algorithm(name)
+    said = f" ({name}, {algorithm.paper})" if name else ""
+    return [Row("trainer", algorithm.trainer_class(contrastive).__name__ + said)]
 
 
 def look_at_model(args: CLIPOArguments, model_args: ModelConfig) -> tuple[bool, str]:
