@@ -2,10 +2,10 @@ r"""Our rewards beside peers on the same answers: wrong ones accepted, right one
 
     python -m benchmarks.reward_peers [DATA_FOLDER] [--verl FOLDER/verl/utils/reward_score]
 
-The answers are the tests' own (`tests/test_reward_funcs_math.py`, `tests/reward_cases.py`) and, with a folder of parquet
-files in the layout of the paper's data, their golds, rewritten and missed by little as in
-`tests/test_reward_funcs_data.py`, and golds of other rows. Each stands in a box at the end of a sentence. Tests hold our own
-reward to all of them: what it gets wrong on them says nothing about it, what peers do differently does.
+The answers are the tests' own (`tests/test_reward_funcs_math.py`, `tests/reward_cases.py`) and, with a folder of
+parquet files in the layout of the paper's data, their golds, rewritten and missed by little as in
+`tests/test_reward_funcs_data.py`, and golds of other rows. Each stands in a box at the end of a sentence. The tests
+hold our own reward to all of them: its errors here say little about it, the peers' say where they differ.
 
 | peer | |
 |---|---|
