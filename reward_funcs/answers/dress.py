@@ -39,12 +39,15 @@ REWRITES = [
 # Opening and closing of what may stand around all of an answer.
 AROUND = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("```", "```"), ("`", "`"), ("**", "**"), ("__", "__"), ("*", "*"),
           ('"', '"'), ("'", "'"), ("“", "”"), ("``", "''")]  # fmt: skip
+NAKED = re.compile(r"-?\d+(?:\.\d+)?")  # most answers: spared all this
 LOOSE_END = re.compile(r"(?:\$|\\\)|\\\]|`|\*\*|__|\"|”)\s*[.,;]$")
 
 
 @lru_cache(maxsize=16384)
 def undress(text: str) -> str:
     """An answer without its dress: marks around it, colours, sizes, and the words that announce it."""
+    if NAKED.fullmatch(text):
+        return text
     text = strip_delimiters(
         " ".join(text.split())
     )  # single blanks: the patterns would take the square of a run's length
