@@ -17,14 +17,12 @@ class Algorithm:
     Attributes:
         paper (`str`): where it is published.
         makes (`dict[str, tuple]`): fields that make it this algorithm, and the values that they may have. The first
-        one
-            is taken where the user gives none.
+            one is taken where the user gives none.
         published (`dict[str, Any]`): values that the paper, its code or TRL's paper index tells, for fields that the
             user may set to others; taken where the user gives none. Only fields whose default is another.
         unread (`tuple[str, ...]`): fields of TRL that nothing reads with this algorithm.
         config, trainer, plain (`str`): configuration, and trainers with and without CLIPO, as `module:class`. The
-        plain
-            trainer takes the same configuration; CLIPO's fields have no effect on it.
+            plain trainer takes the same configuration; CLIPO's fields have no effect on it.
     """
 
     paper: str
