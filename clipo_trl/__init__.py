@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # for editors; at run time `__getattr__` imports them
     from .dapo import DAPOConfig, DAPOTrainer
     from .dynamic_sampling import DynamicSamplingMixin
     from .dynamic_sampling_config import DynamicSamplingConfigMixin
+    from .embedder import RolloutEmbedder
     from .gmpo import CLIPOGMPOConfig, CLIPOGMPOTrainer
     from .head import ContrastiveHead
     from .health import HealthCallback
@@ -47,6 +48,7 @@ __all__ = [
     "DynamicSamplingConfigMixin",
     "DynamicSamplingMixin",
     "HealthCallback",
+    "RolloutEmbedder",
     "SuspiciousRolloutsCallback",
     "agreement_score",
     "conspo_weights",
@@ -74,6 +76,7 @@ _MODULES = {
     "DynamicSamplingConfigMixin": "dynamic_sampling_config",
     "DynamicSamplingMixin": "dynamic_sampling",
     "HealthCallback": "health",
+    "RolloutEmbedder": "embedder",
     "SuspiciousRolloutsCallback": "callbacks",
     "conspo_weights": "conspo",
     "contrastive_loss": "losses",

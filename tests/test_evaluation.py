@@ -44,8 +44,8 @@ from clipo_trl.cli.sampling import (
     VLLMSampler,
     completion_seed,
     load_tokenizer,
-    tokenize_prompt,
 )
+from clipo_trl.saved_policy import tokenize_prompt
 
 
 CORRECT_QK = np.array([[0, 0, 0, 0, 0], [1, 0, 0, 0, 0], [1, 1, 0, 1, 0], [1, 1, 1, 1, 1], [0, 1, 0, 0, 1]])

@@ -29,6 +29,7 @@ from reward_funcs.completions import last_boxed
 from reward_funcs.errors import UsageError
 from reward_funcs.multiple_choice import options_of
 
+from ..saved_policy import tokenize_prompt
 from .command_line import argument_errors, check_evaluation
 from .data import load_prompts
 from .evaluation_records import (
@@ -54,7 +55,7 @@ from .evaluation_tables import (
     result_tables,
     summarise,
 )
-from .sampling import SAMPLERS, Completion, Decoding, completion_seed, tokenize_prompt
+from .sampling import SAMPLERS, Completion, Decoding, completion_seed
 
 
 logger = logging.get_logger(__name__)

@@ -9,23 +9,20 @@ https://huggingface.co/papers/1411.0030).
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft import AutoPeftModelForCausalLM, PeftConfig
+from peft import PeftConfig
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
-    PreTrainedTokenizerBase,
     TemperatureLogitsWarper,
     TopPLogitsWarper,
 )
-from transformers.utils.peft_utils import find_adapter_config_file
+
+from ..saved_policy import base_model_of, load_policy, load_tokenizer
 
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of LoRA adapters that vLLM has kernels for
@@ -73,30 +70,6 @@ def completion_seed(seed: int, question: int, sample: int, prompt_ids: list[int]
     return int.from_bytes(digest[:4], "little")
 
 
-def base_model_of(model: str) -> str | None:
-    """Name of the model under a PEFT adapter, or `None` if `model` (local folder or name on the Hub) is no adapter."""
-    if Path(model).exists():
-        is_adapter = (Path(model) / "adapter_config.json").is_file()
-    else:
-        is_adapter = find_adapter_config_file(model) is not None
-    return PeftConfig.from_pretrained(model).base_model_name_or_path if is_adapter else None
-
-
-def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
-    """Tokenizer of a model, or of the model under an adapter that was saved without one."""
-    base = base_model_of(model)
-    has_own = base is None or not Path(model).exists() or (Path(model) / "tokenizer_config.json").is_file()
-    return AutoTokenizer.from_pretrained(model if has_own else base)
-
-
-def tokenize_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[str, Any]]) -> list[int]:
-    """Token ids of a prompt, messages through the chat template, as TRL does in training."""
-    if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]
-    encoded: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
-    return encoded["input_ids"]
-
-
 class GumbelDraw(LogitsProcessor):
     """Add Gumbel noise to the scores, row by row from a generator of its own: their argmax is then a draw."""
 
@@ -122,9 +95,8 @@ class TransformersSampler:
     rows_at_a_time = 32
 
     def __init__(self, model: str, decoding: Decoding, *, dtype: str = "auto"):
-        auto_class: Any = AutoModelForCausalLM if base_model_of(model) is None else AutoPeftModelForCausalLM
         self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
-        self.model = auto_class.from_pretrained(model, dtype=dtype).to(self.device).eval()
+        self.model = load_policy(model, dtype=dtype).to(self.device).eval()
         self.tokenizer = load_tokenizer(model)
         self.decoding = decoding
 
