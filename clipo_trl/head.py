@@ -12,11 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate.logging import get_logger
-from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
 from safetensors.torch import load_file
 from torch import nn
 
 from .config import DEBIAS, HEAD_TYPES, POOLINGS, CLIPOConfigMixin, check_choice
+from .hub import hub_errors
+from .model_card import head_card, trained_with
 from .precision import full_product
 
 
@@ -69,6 +71,8 @@ class ContrastiveHead(
         mean_H (`torch.Tensor` of shape `(H,)`, *optional*):
             With `debias="mean_subtract"`, the mean that was last subtracted in training mode; saved with the weights,
             not learned. `None` in a new head.
+        trained_with (`dict[str, str]`):
+            What its card says of its policy: `policy` and `base_model`, names on the Hub, as far as they are known.
 
     Raises:
         `ValueError`: a size that is not positive, an unknown name, or a layer that is no whole number.
@@ -99,6 +103,7 @@ class ContrastiveHead(
         self.debias = debias
         self.pooling = pooling
         self.layer = layer
+        self.trained_with: dict[str, str] = {}
         self.mean_H: torch.Tensor | None
         self.register_buffer("mean_H", None)
 
@@ -239,7 +244,18 @@ class ContrastiveHead(
     ):
         head = cls(**settings)
         head.load_state_dict(load_file(os.path.join(model_id, WEIGHTS_FILE)), strict=strict)
+        head.trained_with = trained_with(model_id)
         return head.to(map_location).eval()
+
+    def generate_model_card(self, *args, repo_id: str | None = None, **kwargs) -> ModelCard:
+        """The card that `save_pretrained` and `push_to_hub` write; `repo_id`: of the head's own repository."""
+        return head_card(self, repo_id)
+
+    def push_to_hub(self, repo_id: str, *, model_card_kwargs: dict[str, Any] | None = None, **kwargs) -> str:
+        """Push the head alone, with a card; as in `huggingface_hub`, but that an error says what to do."""
+        card = {"repo_id": repo_id, **(model_card_kwargs or {})}
+        with hub_errors(f"Pushing the head to '{repo_id}'", kwargs.get("token"), "The head in memory is as it was."):
+            return super().push_to_hub(repo_id, model_card_kwargs=card, **kwargs)
 
     def save_into(self, model_folder: str) -> None:
         """
@@ -271,7 +287,7 @@ def _find_head(path: str, subfolder: str, **download) -> str:
         return inside
     if not is_local:
         _read_config(folder)
-        snapshot_download(repo_id, allow_patterns=f"{prefix}{WEIGHTS_FILE}", **download)
+        snapshot_download(repo_id, allow_patterns=[f"{prefix}{WEIGHTS_FILE}", f"{prefix}README.md"], **download)
     return folder
 
 

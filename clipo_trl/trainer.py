@@ -10,7 +10,6 @@ embedding size.
 
 import copy
 import os
-import textwrap
 import time
 from collections.abc import Callable
 from functools import partial
@@ -29,8 +28,10 @@ from .head import HEAD_FOLDER, ContrastiveHead, check_hidden_size, head_settings
 from .hidden_states import HiddenStateReader
 from .learner import HeadLearner
 from .metrics import batch_metrics
+from .model_card import CITATION, PAPER_ID, PAPER_TITLE
 from .parent_shapes import CLIPOArguments, arguments_by_name, default_arguments, end_tokens
 from .scored_batch import ScoredBatch
+from .sharing import SharingMixin
 from .success import find_success_rule, label_successes, warn_of
 from .upstream.zero3_order import forget_order_of_layers
 from .warmup import Warmup, deepspeed_steps_the_scheduler
@@ -45,7 +46,7 @@ def contrastive(completions, **kwargs) -> list[None]:
     return [None] * len(completions)
 
 
-class CLIPOMixin(DynamicSamplingMixin):
+class CLIPOMixin(SharingMixin, DynamicSamplingMixin):
     """
     CLIPO for any trainer that is shaped like `GRPOTrainer`: `class MyTrainer(CLIPOMixin, GMPOTrainer)`, with a
     configuration `class MyConfig(CLIPOConfigMixin, GMPOConfig)`.
@@ -80,6 +81,7 @@ class CLIPOMixin(DynamicSamplingMixin):
         mode = self._choose_capture_mode(reader)
         self.states = StateSource(reader, mode, self.args.contrastive_pooling, end_tokens(self), self.accelerator)
         self.contrastive_head = self._make_head(reader.hidden_size).to(self.accelerator.device)
+        self.contrastive_head.trained_with = self._trained_with()
         self.head_learner = HeadLearner(self.contrastive_head, self.args, self.accelerator)
         num_prompts = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None
         self.warmup = Warmup(self.args, num_prompts)
@@ -326,6 +328,7 @@ class CLIPOMixin(DynamicSamplingMixin):
 
     def _save_head(self, folder: str) -> None:
         if self.args.should_save:
+            self.contrastive_head.trained_with = self._trained_with()
             self.contrastive_head.save_into(folder)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -391,19 +394,7 @@ class CLIPOTrainer(CLIPOMixin, GRPOTrainer):
 
     _tag_names = ["trl", "grpo", "clipo"]
     _name = "CLIPO"
-    _paper = {
-        "title": "CLIPO: Contrastive Learning in Policy Optimization Generalizes RLVR",
-        "id": "2603.10101",
-        # docstyle-ignore
-        "citation": textwrap.dedent("""\
-            @article{cui2026clipo,
-                title        = {{CLIPO: Contrastive Learning in Policy Optimization Generalizes RLVR}},
-                author       = {Sijia Cui and Pengyu Cheng and Jiajun Song and Yongbo Gai and Guojun Zhang and Zhechao Yu
-                                and Jianhe Lin and Xiaoxi Jiang and Guanjun Jiang},
-                year         = 2026,
-                eprint       = {arXiv:2603.10101},
-            }"""),
-    }
+    _paper = {"title": PAPER_TITLE, "id": PAPER_ID, "citation": CITATION}
 
     def __init__(
         self,

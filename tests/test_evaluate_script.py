@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,15 +14,18 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 from trl import TrlParser
 
 import evaluate
+from clipo_trl import ContrastiveHead, RolloutEmbedder
 from clipo_trl.cli.evaluation_records import read_records
 from clipo_trl.cli.evaluation_tables import TRACKS
 from clipo_trl.cli.sampling import Completion
+from reward_funcs.errors import UsageError
 
 
 ROOT = Path(__file__).parents[1]
@@ -390,3 +394,94 @@ def test_a_suite_from_its_file(oracle, tmp_path, capsys):
     assert Oracle.calls == 2 * 16 * 6
     assert "All scores, %: in" in capsys.readouterr().out  # six columns of intervals do not fit into a terminal
     assert "maj@16" in (tmp_path / "out" / "results.md").read_text()
+
+
+# ---------------------------------------------------------------------- agreement, lucky
+
+
+def letters(completions, question=None, **kwargs) -> list[float | None]:
+    """Stands for a checker of steps, which gives nothing for one question."""
+    texts = [completion[-1]["content"] for completion in completions]
+    return [None if i < 4 else float(text[:1].isalpha()) for i, text in enumerate(texts)]
+
+
+@pytest.fixture
+def with_head(model_path, tmp_path):
+    folder = shutil.copytree(model_path, tmp_path / "model")
+    ContrastiveHead(16, 8).save_into(str(folder))
+    return str(folder)
+
+
+def test_agreement_and_lucky_share(run, with_head, tmp_path):
+    looked = f"--model {with_head} --num_samples 4 --agreement true --step_reward test_evaluate_script.letters"
+    results = run(looked)
+    told = results["sets"]["sums"]["agreement"]
+    records = list(read_records(tmp_path / "out" / "sums.jsonl").values())
+    lines = [json.loads(line) for line in (tmp_path / "out" / "agreement" / "sums.jsonl").read_text().splitlines()]
+    assert [line["question"] for line in lines] == list(range(12))
+    # by hand, one question at a time
+    embedder = RolloutEmbedder.from_pretrained(with_head, device="cpu")
+    agreement, suspicious, lucky, wins, pairs = [], [], [], 0.0, 0
+    for record, line in zip(records, lines, strict=True):
+        cut = [
+            truncated and bool(text)
+            for truncated, text in zip(record["truncated"], record["completions"], strict=True)
+        ]
+        embeddings = embedder([record["prompt"]] * 4, record["completions"], truncated=cut).double()
+        right = [i for i in range(4) if record["rewards"][i] > 0]
+        wrong = [i for i in range(4) if i not in right]
+        for i in range(4):
+            others = [j for j in right if j != i]
+            if i not in right or not others:
+                assert line["agreement"][i] is None and not line["suspicious"][i]
+                continue
+            mean = sum(embeddings[i] @ embeddings[j] for j in others) / len(others)
+            assert line["agreement"][i] == pytest.approx(float(mean), abs=1e-5)
+            agreement.append(line["agreement"][i])
+            if wrong:
+                gap = mean - sum(embeddings[i] @ embeddings[j] for j in wrong) / len(wrong)
+                assert line["suspicious"][i] == bool(gap < 0)
+                suspicious.append(line["suspicious"][i])
+        assert (line["steps"] == [None] * 4) == (record["question"] == 0)
+        checked = [i for i in right if line["steps"][i] is not None]
+        lucky += [line["steps"][i] == 0 for i in checked]
+        for i in checked:
+            for j in checked:
+                if line["steps"][i] > 0 and line["steps"][j] == 0:
+                    difference = line["agreement"][i] - line["agreement"][j]
+                    pairs, wins = pairs + 1, wins + (0.5 if abs(difference) < 1e-6 else difference > 0)
+    assert pairs and 0 < sum(suspicious) < len(suspicious)
+    assert told == {
+        "agreement": pytest.approx(sum(agreement) / len(agreement)),
+        "suspicious": pytest.approx(sum(suspicious) / len(suspicious)),
+        "comparable": len(suspicious),
+        "lucky_share": pytest.approx(sum(lucky) / len(lucky)),
+        "sound_auroc": pytest.approx(wins / pairs),
+        "sound_lucky_pairs": pairs,
+    }
+    table = (tmp_path / "out" / "results.md").read_text()
+    assert "| agreement | suspicious | of right completions | lucky | AUROC sound over lucky | pairs |" in table
+    # afterwards, over an evaluation that is there already, and by the checker alone
+    again = run(looked.replace("--agreement true", ""))
+    assert again["sets"]["sums"]["agreement"] == {"lucky_share": told["lucky_share"]}
+
+
+def test_agreement_needs_a_head_and_several_samples(run, model_path):
+    with pytest.raises(ValueError, match="`agreement` is True, but `num_samples` is 1"):
+        run("--agreement true --num_samples 1 --temperature 0")
+    with pytest.raises(UsageError, match="no head could be loaded"):
+        run("--agreement true")
+    with pytest.raises(UsageError, match="nowhere"):
+        run("--step_reward nowhere")
+
+
+def test_results_go_into_the_model_card(run, with_head, tmp_path):
+    with pytest.raises(UsageError, match="`model_card` is True, but .* has no README.md"):
+        run(f"--model {with_head} --model_card true")
+    assert not (tmp_path / "out").exists()  # told before anything was done
+    Path(with_head, "README.md").write_text("---\nbase_model: a/b\n---\n# A model\n")
+    value = run(f"--model {with_head} --model_card true")["sets"]["sums"]["scores"]["mean@2"]["value"]
+    card = ModelCard.load(Path(with_head, "README.md"))
+    [mean] = [one for one in card.data.eval_results if one.metric_name == "mean@2"]
+    assert (mean.dataset_name, mean.metric_type) == ("sums", "accuracy") and mean.metric_value == pytest.approx(value)
+    assert "| sums | 12 | 2 |" in card.text and card.data.base_model == "a/b"

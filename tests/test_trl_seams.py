@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 from packaging.version import Version
 from tiny_models import letters_reward, tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
 from transformers import Trainer
@@ -21,7 +22,9 @@ from trl.models.utils import _ForwardRedirection
 from clipo_trl.cli.doctor import range_of
 from clipo_trl.conspo_trainer import ConSPOMixin
 from clipo_trl.dynamic_sampling import DynamicSamplingMixin
+from clipo_trl.model_card import TRL_CITATION
 from clipo_trl.parent_shapes import end_tokens
+from clipo_trl.sharing import SharingMixin
 from clipo_trl.trainer import CLIPOMixin
 from clipo_trl.upstream.continuous_batching import ContinuousBatchingMixin
 from clipo_trl.upstream.evaluation import EvaluationMixin
@@ -53,6 +56,9 @@ SIGNATURES = {
     (Trainer, "_save_rng_state"): ["self", "output_dir"],
     (Trainer, "_load_best_model"): ["self"],
     (Trainer, "_push_from_checkpoint"): ["self", "checkpoint_folder"],
+    (Trainer, "_finish_current_push"): ["self"],
+    (GRPOTrainer, "create_model_card"): ["self", "model_name", "dataset_name", "tags"],
+    (GRPOTrainer, "_tokenize_prompts"): ["self", "prompts"],
     (GRPOTrainer, "_get_train_sampler"): ["self", "dataset"],
     (Trainer, "train"): ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
     (_ForwardRedirection, "__call__"): ["self", "wrapper_module", "original_module", "method", "args", "kwargs"],
@@ -248,6 +254,7 @@ def test_nothing_that_the_mixin_overrides_has_vanished():
     mixins = CLIPOMixin.__mro__[: CLIPOMixin.__mro__.index(object)]
     assert set(mixins) == {
         CLIPOMixin,
+        SharingMixin,
         DynamicSamplingMixin,
         EvaluationMixin,
         ExactResumeMixin,
@@ -388,3 +395,19 @@ def test_range_of_vllm(monkeypatch):
 def test_names_of_reward_columns():
     """`clipo doctor` names rewards as the trainer does."""
     assert "get_callable_name(reward_funcs[i])" in inspect.getsource(GRPOTrainer.__init__)
+
+
+def test_what_is_taken_from_trls_card(tmp_path):
+    """Tags and TRL's own citation."""
+    trainer = GRPOTrainer(
+        tiny_model(),
+        letters_reward,
+        tiny_config(tmp_path, GRPOConfig),
+        tiny_dataset(),
+        processing_class=tiny_tokenizer(),
+    )
+    trainer.create_model_card("plain", tags=["mine"])
+    card = ModelCard.load(tmp_path / "README.md")
+    before, found, citation = card.text.partition(TRL_CITATION)
+    assert {"trl", "grpo", "mine"} <= set(card.data.tags) and before and found
+    assert citation.strip().startswith("```bibtex") and citation.count("```") == 2

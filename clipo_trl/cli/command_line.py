@@ -71,6 +71,8 @@ def check_evaluation(argv: Sequence[str] | None = None) -> None:
     check_model(_one(options, "model"), "model")
     _check_named_datasets(_many(options, "datasets"))
     _check_reward_funcs([_one(options, "reward_func") or "verifiable"])
+    if step_reward := _one(options, "step_reward"):
+        _check_reward_funcs([step_reward])
 
 
 # ---------------------------------------------------------------------- reading

@@ -29,9 +29,11 @@ from reward_funcs.completions import last_boxed
 from reward_funcs.errors import UsageError
 from reward_funcs.multiple_choice import options_of
 
+from ..model_card import add_evaluation, check_card
 from ..saved_policy import tokenize_prompt
 from .command_line import argument_errors, check_evaluation
 from .data import load_prompts
+from .evaluation_agreement import look_closer
 from .evaluation_records import (
     Record,
     append_records,
@@ -49,6 +51,7 @@ from .evaluation_records import (
 from .evaluation_scores import answer_classes, majority_answers
 from .evaluation_tables import (
     Table,
+    card_entries,
     compare,
     comparison_tables,
     correct_samples,
@@ -107,6 +110,14 @@ class EvaluationArguments:
             2048.
         tensor_parallel_size (`int`, defaults to `1`):
             GPUs to split the model over. Read by vLLM only.
+        agreement (`bool`, defaults to `False`):
+            Embed the completions by the head that was saved with the model: how well the right ones agree, and which
+            are suspicious. Needs several samples a question.
+        step_reward (`str`, *optional*):
+            A checker of steps, by name or dotted path: a right completion is sound if its reward is above 0, else
+            lucky.
+        model_card (`bool`, defaults to `False`):
+            Write the results into the model card of a local model.
     """
 
     model: str | None = field(default=None, metadata={"help": "Local folder or name on the Hub; a PEFT adapter too."})
@@ -128,6 +139,13 @@ class EvaluationArguments:
     dtype: str = field(default="auto", metadata={"help": "Of the weights; 'auto' for that of the checkpoint."})
     batch_size: int | None = field(default=None, metadata={"help": "Completions generated at a time."})
     tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs to split the model over, with vLLM."})
+    agreement: bool = field(
+        default=False, metadata={"help": "Embed completions by the model's head: agreement, and share of suspicious."}
+    )
+    step_reward: str | None = field(
+        default=None, metadata={"help": "Name or dotted path of a reward that checks the steps: lucky share, AUROC."}
+    )
+    model_card: bool = field(default=False, metadata={"help": "Write the results into a local model's card."})
 
     def __post_init__(self):
         if self.compare is not None:
@@ -145,6 +163,11 @@ class EvaluationArguments:
                 f"`num_samples` is {self.num_samples}, but at `temperature` 0 all samples of a question would be the same. "
                 "Set a temperature (paper: 0.6), or `num_samples` to 1."
             )
+        if self.agreement and self.num_samples < 2:
+            raise ValueError(
+                f"`agreement` is True, but `num_samples` is {self.num_samples}: a completion agrees with others of its question. "
+                "Set `num_samples` to 2 or more (8, say), with a `temperature`."
+            )
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -160,6 +183,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if args.compare is not None:
         return compare_folders(args)
     args.model = os.path.expanduser(args.model)
+    if args.model_card:
+        with argument_errors():
+            check_card(args.model)
     folder = Path(args.output_dir)
 
     #########################################
@@ -196,8 +222,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     # Report: tables #
     ##################
     sets = {name: finished_records(folder, name) for name in read_settings(folder)["datasets"]}
-    results = summarise(args.model, {name: records for name, records in sets.items() if records})
+    finished = {name: records for name, records in sets.items() if records}
+    results = summarise(args.model, finished)
+    if args.agreement or args.step_reward is not None:
+        for name, told in look_closer(finished, datasets, args).items():
+            results["sets"][name]["agreement"] = told
     report(results, result_tables(results), folder, "results")
+    if args.model_card:
+        add_evaluation(args.model, *card_entries(results))
     return results
 
 

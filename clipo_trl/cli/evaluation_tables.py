@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from huggingface_hub import EvalResult
 
+from ..model_card import result_of
 from .evaluation_records import Record, question_labels
 from .evaluation_scores import estimate, majority_at_k, mean_at_k, paired_difference, pass_at_k
 
@@ -189,7 +191,45 @@ def result_tables(results: dict[str, Any]) -> list[Table]:
         ]
         for name, details in results["sets"].items()
     ]
-    return [*tables, Table("All scores, %", header, rows)]
+    return [*tables, Table("All scores, %", header, rows), *_agreement_tables(results)]
+
+
+# Figures of `evaluation_agreement`, by the heading of their column: in percent, or as they are.
+AGREEMENT_COLUMNS = {
+    "agreement": ("agreement", "{:.3f}"),
+    "suspicious": ("suspicious", "{:.1%}"),
+    "comparable": ("of right completions", "{:,}"),
+    "lucky_share": ("lucky", "{:.1%}"),
+    "sound_auroc": ("AUROC sound over lucky", "{:.3f}"),
+    "sound_lucky_pairs": ("pairs", "{:,}"),
+}
+
+
+def _agreement_tables(results: dict[str, Any]) -> list[Table]:
+    """One table where there are such figures, else none."""
+    sets = {name: details["agreement"] for name, details in results["sets"].items() if "agreement" in details}
+    columns = {key: column for key, column in AGREEMENT_COLUMNS.items() if any(key in told for told in sets.values())}
+    rows = [
+        [name, *(_cell(told.get(key), shape) for key, (_, shape) in columns.items())] for name, told in sets.items()
+    ]
+    header = ["test set", *(heading for heading, _ in columns.values())]
+    return [Table("Right completions: how they agree, and how they came about", header, rows)] if sets else []
+
+
+def _cell(value: float | None, shape: str) -> str:
+    return NO_VALUE if value is None else shape.format(value)
+
+
+def card_entries(results: dict[str, Any]) -> tuple[str, list[EvalResult]]:
+    """[`summarise`] for a model card: its tables in Markdown, and the scores of each set for the `model-index`."""
+    markdown = "\n".join(f"#{table.to_markdown()}" for table in result_tables(results))
+    entries = [
+        result_of(name, "accuracy" if metric.startswith("mean@") else metric, metric, score["value"])
+        for name, details in results["sets"].items()
+        for metric, score in details["scores"].items()
+        if score is not None
+    ]
+    return markdown, entries
 
 
 def _questions(details: dict[str, Any]) -> str:

@@ -10,7 +10,8 @@ the command line, which has the last word.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from reward_funcs.errors import UsageError
 from ..algorithms import find_algorithm
 from ..callbacks import SuspiciousRolloutsCallback
 from ..health import HealthCallback
+from ..hub import HubError
 from ..parent_shapes import CLIPOArguments
 from .command_line import argument_errors, check_training, read_algorithm
 from .data import drop_long_prompts, load_named_prompts, load_prompts
@@ -127,15 +129,18 @@ def main(argv: list[str] | None = None) -> GRPOTrainer:
     earlier = earlier_checkpoint(training_args)
     train_dataset, eval_datasets = load_data(script_args, training_args, model_args)
     plan = plan_run(training_args, len(train_dataset))
-    trainer = find_algorithm(script_args.algorithm).trainer_class(script_args.contrastive)(
-        model=model_args.model_name_or_path,
-        reward_funcs=load_reward_funcs(script_args, training_args, train_dataset),
-        args=training_args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_datasets,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-    )
+    reward_funcs = load_reward_funcs(script_args, training_args, train_dataset)
+    with hub_faults():
+        trainer = find_algorithm(script_args.algorithm).trainer_class(script_args.contrastive)(
+            model=model_args.model_name_or_path,
+            reward_funcs=reward_funcs,
+            args=training_args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_datasets,
+            quantization_config=get_quantization_config(model_args),
+            peft_config=get_peft_config(model_args),
+        )
+    name_dataset(trainer, script_args)
     if script_args.health_check and script_args.contrastive:
         trainer.add_callback(HealthCallback())
     if script_args.suspicious_rollouts:
@@ -143,8 +148,25 @@ def main(argv: list[str] | None = None) -> GRPOTrainer:
     if trainer.accelerator.is_main_process:
         Console().print(start_table(trainer, plan, script_args, model_args, earlier))
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    save(trainer, script_args)
+    with hub_faults():
+        save(trainer, script_args)
     return trainer
+
+
+@contextmanager
+def hub_faults() -> Iterator[None]:
+    """A fault of the Hub in this block is told in its sentence, without a traceback: a [`UsageError`]."""
+    try:
+        yield
+    except HubError as error:
+        raise UsageError(str(error)) from error
+
+
+def name_dataset(trainer: Any, script_args: ScriptArguments) -> None:
+    """Have the cards that are written on the way name the training data, too."""
+    assert script_args.dataset_name is not None
+    path = Path(script_args.dataset_name).expanduser()
+    trainer.dataset_label = f"`{path.name}` (a local file)" if path.exists() else script_args.dataset_name
 
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[ScriptArguments, CLIPOArguments, ModelConfig]:
