@@ -23,6 +23,7 @@ def is_of_the_hub(error: BaseException) -> bool:
 
 def explain(error: BaseException, token: str | bool | None) -> str:
     """What failed, and the remedy, in a sentence or two."""
+    said = (str(error).strip().splitlines() or [""])[0].rstrip(" .")
     status = getattr(getattr(error, "response", None), "status_code", None)
     login = "run `hf auth login`, or set `hub_token` or the variable HF_TOKEN to a token with write permission"
     if isinstance(error, OfflineModeIsEnabled):
@@ -32,8 +33,8 @@ def explain(error: BaseException, token: str | bool | None) -> str:
     if status in (401, 403):
         return f"the token was refused (HTTP {status}): {login} to this repository."
     if status is not None:
-        return f"the Hub answered with HTTP {status} ({error}). Try again later."
-    return f"the connection failed ({type(error).__name__}: {error}). Look at the network, and try again."
+        return f"the Hub answered with HTTP {status} ({said}). Try again later."
+    return f"the connection failed ({type(error).__name__}: {said}). Look at the network, and try again."
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from stand_in_hub import hub  # noqa: F401  # a fixture
 from tiny_models import tiny_model, tiny_tokenizer
 
 
