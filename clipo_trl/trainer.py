@@ -63,7 +63,7 @@ class CLIPOMixin(DynamicSamplingMixin):
     def __init__(self, *args, **kwargs):
         given = arguments_by_name(type(self), CLIPOMixin, args, kwargs)
         given["args"] = self._with_contrastive_fields(given.get("args"), given.get("model"))
-        if given["args"].use_vllm:
+        if given["args"].use_vllm and given["args"].vllm_mode == "colocate":  # else the engine is elsewhere
             check_environment()
         # First of all: a saved head decides which states are read.
         given["args"], self._saved_head = resolve_saved_head(given["args"])
@@ -349,7 +349,11 @@ class CLIPOMixin(DynamicSamplingMixin):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            load_state(checkpoint, self.head_learner, self.warmup, self.state.global_step)
+            begins = load_state(checkpoint, self.head_learner, self.warmup, self.state.global_step)
+            if begins and self.warmup.frozen_steps:
+                self._buffered_inputs = (
+                    None  # rollouts of a run without a head: the warm-up's frozen steps are for its own
+                )
             self._drop_rollouts_of_a_longer_warmup()
 
     def _drop_rollouts_of_a_longer_warmup(self) -> None:
