@@ -22,6 +22,8 @@ SIGNATURES = {
     (GRPOTrainer, "_generate"): ["self", "prompts"],
     (GRPOTrainer, "_generate_and_score_completions"): ["self", "inputs"],
     (GRPOTrainer, "_calculate_rewards"): ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+    (GRPOTrainer, "_tokenize_prompts"): ["self", "prompts"],
+    (Trainer, "_prepare_input"): ["self", "data"],
     (GRPOTrainer, "training_step"): ["self", "model", "inputs", "num_items_in_batch"],
     (GRPOTrainer, "_prepare_inputs"): ["self", "generation_batch"],
     (GRPOTrainer, "prediction_step"): ["self", "model", "inputs", "prediction_loss_only", "ignore_keys"],
@@ -77,7 +79,18 @@ LINES = [
     (
         "_generate",
         "return prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, images, tool_images",
-        "rollout tokens come first, images seventh",
+        "rollout tokens come first, a tool's images eighth",
+    ),
+    ("_tokenize_prompts", "return prompt_ids, images, multimodal_fields", "a pass of our own is fed the same images"),
+    (
+        "_tokenize_prompts",
+        "for prompt, name in zip(prompts, self._batch_environments, strict=True):",
+        "some of the prompts are tokenized with their own environments",
+    ),
+    (
+        "_generate_and_score_completions",
+        "images = dataset_images  # restore dataset images (rollout_func path returns None)",
+        "with a rollout_func, images in messages are lost",
     ),
     (
         "_prepare_inputs",
