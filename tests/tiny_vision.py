@@ -80,7 +80,9 @@ def qwen():
     )
     size = {"shortest_edge": 64, "longest_edge": 4096}
     images = transformers.Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, size=size)
-    processor = QwenProcessor(images, tokenizer, chat_template=CHAT_TEMPLATE.replace("MARK", "<boi><|image_pad|><eoi>"))
+    processor = QwenProcessor(
+        images, tokenizer, chat_template=CHAT_TEMPLATE.replace("MARK", "<boi><|image_pad|><eoi>")
+    )
     return transformers.Qwen2_5_VLForConditionalGeneration, config, processor
 
 
