@@ -13,6 +13,13 @@ if TYPE_CHECKING:  # for editors; at run time `__getattr__` imports them
     from .agreement import agreement_score
     from .callbacks import SuspiciousRolloutsCallback
     from .config import CLIPOConfig, CLIPOConfigMixin
+    from .conspo import conspo_weights, scheduled_margin
+    from .conspo_config import CLIPOConSPOConfig, ConSPOConfig, ConSPOConfigMixin
+    from .conspo_trainer import CLIPOConSPOTrainer, ConSPOMixin, ConSPOTrainer
+    from .dapo import DAPOConfig, DAPOTrainer
+    from .dynamic_sampling import DynamicSamplingMixin
+    from .dynamic_sampling_config import DynamicSamplingConfigMixin
+    from .gmpo import CLIPOGMPOConfig, CLIPOGMPOTrainer
     from .head import ContrastiveHead
     from .health import HealthCallback
     from .losses import contrastive_loss
@@ -22,28 +29,56 @@ if TYPE_CHECKING:  # for editors; at run time `__getattr__` imports them
 
 __version__ = "0.1.0"
 __all__ = [
+    "CLIPOConSPOConfig",
+    "CLIPOConSPOTrainer",
     "CLIPOConfig",
     "CLIPOConfigMixin",
+    "CLIPOGMPOConfig",
+    "CLIPOGMPOTrainer",
     "CLIPOMixin",
     "CLIPOTrainer",
+    "ConSPOConfig",
+    "ConSPOConfigMixin",
+    "ConSPOMixin",
+    "ConSPOTrainer",
     "ContrastiveHead",
+    "DAPOConfig",
+    "DAPOTrainer",
+    "DynamicSamplingConfigMixin",
+    "DynamicSamplingMixin",
     "HealthCallback",
     "SuspiciousRolloutsCallback",
     "agreement_score",
+    "conspo_weights",
     "contrastive_loss",
     "contrastive_reward",
+    "scheduled_margin",
 ]
 
 _MODULES = {
+    "CLIPOConSPOConfig": "conspo_config",
+    "CLIPOConSPOTrainer": "conspo_trainer",
+    "CLIPOGMPOConfig": "gmpo",
+    "CLIPOGMPOTrainer": "gmpo",
     "CLIPOConfig": "config",
     "CLIPOConfigMixin": "config",
     "CLIPOMixin": "trainer",
     "CLIPOTrainer": "trainer",
+    "ConSPOConfig": "conspo_config",
+    "ConSPOConfigMixin": "conspo_config",
+    "ConSPOMixin": "conspo_trainer",
+    "ConSPOTrainer": "conspo_trainer",
     "ContrastiveHead": "head",
+    "DAPOConfig": "dapo",
+    "DAPOTrainer": "dapo",
+    "DynamicSamplingConfigMixin": "dynamic_sampling_config",
+    "DynamicSamplingMixin": "dynamic_sampling",
     "HealthCallback": "health",
     "SuspiciousRolloutsCallback": "callbacks",
+    "conspo_weights": "conspo",
     "contrastive_loss": "losses",
     "contrastive_reward": "rewards",
+    "scheduled_margin": "conspo",
     "agreement_score": "agreement",
 }
 _RENAMED = {"similarity_readout": "agreement_score"}

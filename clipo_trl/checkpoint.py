@@ -3,9 +3,12 @@
     checkpoint-N/
         contrastive_head/             the head
         contrastive_state.pt          its optimizer, the generator of InfoNCE's draw, the warm-up's progress, the
-        calibration contrastive_rollouts_R.pt     of process R: the rollouts that wait to be trained on, the metrics
-        that wait to be logged trainer_state.json            written last, once all processes have written the rest:
-        the sign of a whole checkpoint
+                                      calibration
+        contrastive_rollouts_R.pt     of process R: the rollouts that wait to be trained on, the metrics that wait to
+                                      be logged
+        dynamic_sampling.json         how many prompts dynamic sampling has drawn and consumed
+        trainer_state.json            written last, once all processes have written the rest: the sign of a whole
+                                      checkpoint
 
 The third is `upstream/exact_resume.py`'s: with it every step will do.
 """

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from transformers.utils import logging
 from trl import GRPOConfig
 
+from .dynamic_sampling_config import DynamicSamplingConfigMixin
+
 
 if TYPE_CHECKING:
     from .parent_shapes import GRPOArguments as ParentConfig  # whose fields the mixin's checks read
@@ -247,7 +249,13 @@ class BeyondThePaperFields:
 
 @dataclass
 class CLIPOConfigMixin(  # a dataclass lists the fields of its last base first
-    BeyondThePaperFields, SuccessFields, WarmupFields, HeadFields, MethodFields, ParentConfig
+    DynamicSamplingConfigMixin,
+    BeyondThePaperFields,
+    SuccessFields,
+    WarmupFields,
+    HeadFields,
+    MethodFields,
+    ParentConfig,
 ):
     r"""
     The fields that CLIPO adds to the configuration of a GRPO-shaped trainer. [`CLIPOConfig`] is this mixin over
@@ -261,7 +269,8 @@ class CLIPOConfigMixin(  # a dataclass lists the fields of its last base first
         self.check_contrastive_fields()
 
     def check_contrastive_fields(self) -> None:
-        """Raise a `ValueError` for the first contrastive field that cannot work, naming the field and its value."""
+        """Raise a `ValueError` for the first field of CLIPO's that cannot work, naming the field and its value."""
+        self.check_dynamic_sampling_fields()
         self._check_choices()
         self._check_numbers()
         self._check_reward()
@@ -372,13 +381,29 @@ class CLIPOConfig(CLIPOConfigMixin, GRPOConfig):
     """
 
 
+def warn_of_combinations(args: Any) -> None:
+    """Warn of fields of a GRPO-shaped trainer's configuration that work, but hardly as meant when they meet."""
+    if args.multi_objective_aggregation == "normalize_then_sum" and args.contrastive_reward_weight > 0:
+        logger.warning(
+            "`multi_objective_aggregation='normalize_then_sum'` divides each reward by its own standard deviation: "
+            "`contrastive_reward_weight` acts through the floor only, and the contrastive reward counts as much as any "
+            "other. Use 'sum_then_normalize' for the paper's method."
+        )
+    if (args.contrastive_reward_type, args.contrastive_debias) == ("similarity_gap", "group_center"):
+        logger.warning(
+            "`contrastive_debias='group_center'` turns the mean of a group's wrong rollouts into that of its correct ones "
+            "with the sign changed: `contrastive_reward_type='similarity_gap'` then says little that 'agreement' does not. "
+            "Leave one of them out."
+        )
+
+
 FIELD_GROUPS = tuple(base for base in reversed(CLIPOConfigMixin.__bases__) if base is not object)
 
 
-def with_parameters(docstring: str | None) -> str:
+def with_parameters(docstring: str | None, groups: tuple[type, ...] = FIELD_GROUPS) -> str:
     """Return `docstring` with a section "Parameters": the fields of each group, with type, default and description."""
     entries = []
-    for group in FIELD_GROUPS:
+    for group in groups:
         entries += [f"    > {group.__doc__}\n", *map(_describe, fields(group))]
     return "\n".join([inspect.cleandoc(docstring or ""), "", "Parameters:", *entries])
 

@@ -8,6 +8,7 @@ from transformers import SchedulerType
 from trl import GRPOConfig, GRPOTrainer
 
 from .config import CLIPOConfigMixin
+from .dynamic_sampling_config import DynamicSamplingConfigMixin
 
 
 if TYPE_CHECKING:
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
         generation_batch_size: int
         lr_scheduler_type: SchedulerType
 
-    class CLIPOArguments(CLIPOConfigMixin, GRPOArguments):
+    class DynamicSamplingArguments(DynamicSamplingConfigMixin, GRPOArguments):
+        """The same with the fields of dynamic sampling."""
+
+    class CLIPOArguments(CLIPOConfigMixin, DynamicSamplingArguments):
         """The same with CLIPO's fields."""
 
         metric_for_best_model: Any  # which both parents set
@@ -40,8 +44,15 @@ if TYPE_CHECKING:
 
 else:
     GRPOArguments = GRPOConfig
+    DynamicSamplingArguments = DynamicSamplingConfigMixin
     CLIPOArguments = CLIPOConfigMixin
     GRPOTrainerShape = object
+
+
+def default_arguments(trainer: Any, model: Any) -> Any:
+    """What a trainer of ours takes where it is given no `args`: its own configuration, a folder named after both."""
+    name = model if isinstance(model, str) else model.config._name_or_path
+    return trainer._config_class(f"{name.rstrip('/').split('/')[-1]}-{trainer._name}")
 
 
 def arguments_by_name(cls: type, mixin: type, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

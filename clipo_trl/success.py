@@ -3,6 +3,7 @@ on this."""
 
 from typing import NamedTuple
 
+import torch
 from accelerate.logging import get_logger
 
 
@@ -30,13 +31,19 @@ class SuccessRule(NamedTuple):
     choice: str
 
 
-def find_success_rule(weights: dict[str, float], wanted: list[str] | None, step_reward: str | None) -> SuccessRule:
+def find_success_rule(
+    weights: dict[str, float],
+    wanted: list[str] | None,
+    step_reward: str | None,
+    argument: str = "contrastive_success_rewards",
+) -> SuccessRule:
     """
     Args:
         weights (`dict[str, float]`): the reward functions, without CLIPO's own column.
-        wanted (`list[str]`, *optional*): `contrastive_success_rewards`.
+        wanted (`list[str]`, *optional*): the value of `argument`.
         step_reward (`str`, *optional*): `contrastive_step_reward`, which is no judge of answers unless there is no
             other.
+        argument (`str`, *optional*, defaults to `"contrastive_success_rewards"`): what it is called, for errors.
 
     Raises:
         `ValueError`: names that are not there, or weights that decide nothing.
@@ -44,12 +51,12 @@ def find_success_rule(weights: dict[str, float], wanted: list[str] | None, step_
     rule = SuccessRule(wanted, "named") if wanted is not None else _by_default(weights, step_reward)
     if isinstance(wanted, str) or not rule.names or set(rule.names) - set(weights):
         raise ValueError(
-            f"`contrastive_success_rewards` is {wanted!r}, but must be a list of names of reward functions. Choose from "
+            f"`{argument}` is {wanted!r}, but must be a list of names of reward functions. Choose from "
             f"{list(weights)}."
         )
     if not any(weights[name] for name in rule.names):
         raise ValueError(
-            f"All of the rewards that decide success weigh 0: `contrastive_success_rewards` is {rule.names!r} and "
+            f"All of the rewards that decide success weigh 0: `{argument}` is {rule.names!r} and "
             f"`reward_weights` are {weights}. Give one of them a weight, or name another."
         )
     return rule
@@ -63,6 +70,25 @@ def _by_default(weights: dict[str, float], step_reward: str | None) -> SuccessRu
     return SuccessRule(accuracy, "accuracy") if accuracy else SuccessRule(judges, "all")
 
 
+def label_successes(
+    rewards_NF: torch.Tensor, weights_F: torch.Tensor, columns: list[int], threshold: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Args:
+        rewards_NF (`torch.Tensor` of shape `(N, F)`): of all F reward functions, NaN where one gave nothing.
+        weights_F (`torch.Tensor` of shape `(F,)`): their weights.
+        columns (`list[int]`): those that decide.
+        threshold (`float`): a rollout is correct if their weighted sum is greater.
+
+    Returns:
+        `tuple` of two bool tensors of shape `(N,)`: correct rollouts, and those to which a deciding function gave
+        anything.
+    """
+    rewards_NF = rewards_NF[:, columns]
+    weights_F = weights_F.to(rewards_NF.device)[columns]
+    return (rewards_NF * weights_F).nansum(1) > threshold, ~rewards_NF.isnan().all(1)
+
+
 def warn_of(rule: SuccessRule, threshold: float) -> None:
     """Say aloud which rewards decide, where there was a choice that the user did not make."""
     if rule.choice == "accuracy":
@@ -73,7 +99,7 @@ def warn_of(rule: SuccessRule, threshold: float) -> None:
     elif rule.choice == "all":
         logger.warning(
             f"A rollout counts as correct if the weighted sum of ALL rewards, {' + '.join(rule.names)}, is greater than "
-            f"{threshold:g}: a reward for its format alone can make a wrong answer 'correct', and the head then learns from the "
-            "wrong ones. Name the rewards that tell whether the answer is right, for example "
+            f"{threshold:g}: a reward for its format alone can make a wrong answer 'correct', and that is then what is learned "
+            "from. Name the rewards that tell whether the answer is right, for example "
             f"`contrastive_success_rewards=[{rule.names[0]!r}]`."
         )

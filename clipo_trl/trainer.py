@@ -22,20 +22,18 @@ from trl import GRPOConfig, GRPOTrainer
 from .capture import StateSource, choose_capture_mode, trl_scores_rollouts
 from .checkpoint import load_checked, load_state, save_state
 from .completions_table import table_columns
-from .config import CLIPOConfig, CLIPOConfigMixin
+from .config import CLIPOConfig, CLIPOConfigMixin, warn_of_combinations
+from .dynamic_sampling import DynamicSamplingMixin
 from .head import HEAD_FOLDER, ContrastiveHead, check_hidden_size, head_settings, resolve_saved_head
 from .hidden_states import HiddenStateReader
 from .images import check_images, check_prompts, has_image, image_column, prompt_image_inputs
 from .learner import HeadLearner
 from .metrics import batch_metrics
-from .parent_shapes import CLIPOArguments, arguments_by_name
+from .parent_shapes import CLIPOArguments, arguments_by_name, default_arguments
 from .scored_batch import ScoredBatch
-from .success import find_success_rule, warn_of
-from .upstream.continuous_batching import ContinuousBatchingMixin
-from .upstream.evaluation import EvaluationMixin
-from .upstream.exact_resume import ExactResumeMixin
+from .success import find_success_rule, label_successes, warn_of
 from .upstream.zero3_order import forget_order_of_layers
-from .warmup import Warmup
+from .warmup import Warmup, deepspeed_steps_the_scheduler
 
 
 logger = get_logger(__name__)
@@ -47,7 +45,7 @@ def contrastive(completions, **kwargs) -> list[None]:
     return [None] * len(completions)
 
 
-class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
+class CLIPOMixin(DynamicSamplingMixin):
     """
     CLIPO for any trainer that is shaped like `GRPOTrainer`: `class MyTrainer(CLIPOMixin, GMPOTrainer)`, with a
     configuration `class MyConfig(CLIPOConfigMixin, GMPOConfig)`.
@@ -60,6 +58,7 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
 
     args: CLIPOArguments
     _config_class = CLIPOConfig
+    _not_verifiable = (contrastive.__name__,)
 
     def __init__(self, *args, **kwargs):
         given = arguments_by_name(type(self), CLIPOMixin, args, kwargs)
@@ -72,18 +71,7 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
         self.args.reward_weights = weights
         self._success_columns = self._find_success_columns()
         self._step_column = self._find_step_column()
-        if self.multi_objective_aggregation == "normalize_then_sum" and self.args.contrastive_reward_weight > 0:
-            logger.warning(
-                "`multi_objective_aggregation='normalize_then_sum'` divides each reward by its own standard deviation: "
-                "`contrastive_reward_weight` acts through the floor only, and the contrastive reward counts as much as any "
-                "other. Use 'sum_then_normalize' for the paper's method."
-            )
-        if (self.args.contrastive_reward_type, self.args.contrastive_debias) == ("similarity_gap", "group_center"):
-            logger.warning(
-                "`contrastive_debias='group_center'` turns the mean of a group's wrong rollouts into that of its correct ones "
-                "with the sign changed: `contrastive_reward_type='similarity_gap'` then says little that 'agreement' does not. "
-                "Leave one of them out."
-            )
+        warn_of_combinations(self.args)
 
         reader = HiddenStateReader(self.accelerator.unwrap_model(self.model), self.args.contrastive_layer)
         mode = self._choose_capture_mode(reader)
@@ -127,8 +115,7 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
 
     def _with_contrastive_fields(self, args, model) -> CLIPOConfigMixin:
         if args is None:
-            name = model if isinstance(model, str) else model.config._name_or_path
-            return self._config_class(f"{name.rstrip('/').split('/')[-1]}-{self._name}")
+            return default_arguments(self, model)
         if isinstance(args, CLIPOConfigMixin):
             return args
         if isinstance(args, GRPOConfig) and issubclass(self._config_class, type(args)):
@@ -181,9 +168,8 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
         return choose_capture_mode(
             scored_by_trl=trl_scores_rollouts(self.args),
             shifts_with_left_padding=reader.shifts_with_left_padding,
-            plain_generate=not (
-                self.use_vllm or self.use_transformers_continuous_batching or self.rollout_func or self.tools
-            ),
+            plain_generate=not (self.use_vllm or self.use_transformers_continuous_batching or self.rollout_func)
+            and not (self.tools or self.args.dynamic_sampling),
         )
 
     # ------------------------------------------------------------------ rollouts
@@ -207,9 +193,10 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
         step = self.state.global_step
         if self.use_vllm and self._last_loaded_step >= 0 and self.warmup.same_policy(self._last_loaded_step, step):
             self._last_loaded_step = step  # the engine has these weights
-        output = self.states.generate(partial(super()._generate, prompts), self._evaluating)
-        forget_order_of_layers(self)
-        return output
+        try:
+            return self.states.generate(partial(super()._generate, prompts), self._evaluating)
+        finally:  # an attempt of dynamic sampling ends here
+            forget_order_of_layers(self)
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
         def score(mask):
@@ -252,10 +239,9 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
             `torch.Tensor` of shape `(N,)`: contrastive reward; NaN where none could be given, as TRL has it.
         """
         G = self.num_generations
-        success_rewards = rewards_per_func[:, self._success_columns]
-        success_weights = self.reward_weights.to(success_rewards.device)[self._success_columns]
-        correct_N = (success_rewards * success_weights).nansum(1) > self.args.contrastive_success_threshold
-        has_reward_N = ~success_rewards.isnan().all(1)
+        correct_N, has_reward_N = label_successes(
+            rewards_per_func, self.reward_weights, self._success_columns, self.args.contrastive_success_threshold
+        )
         steps_PG = None if self._step_column is None else rewards_per_func[:, self._step_column].view(-1, G)
         in_warmup = self.warmup.has_batch(self.head_learner.n_batches)
         batch = self.head_learner.score(pooled_BH, correct_N.view(-1, G), has_reward_N.view(-1, G), steps_PG)
@@ -304,14 +290,9 @@ class CLIPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         ours = self.lr_scheduler is None  # not one of the user's
         scheduler = super().create_scheduler(max(num_training_steps - self.warmup.frozen_steps, 1), optimizer)
-        if ours and not self._deepspeed_steps_the_scheduler():
+        if ours and not deepspeed_steps_the_scheduler(self.accelerator):
             self.warmup.delay(scheduler)
         return scheduler
-
-    def _deepspeed_steps_the_scheduler(self) -> bool:
-        """With an optimizer of its own it does, after backward passes alone: it counts no frozen step."""
-        plugin = self.accelerator.state.deepspeed_plugin
-        return plugin is not None and "optimizer" in plugin.deepspeed_config
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         if not resume_from_checkpoint and not self.warmup.has_batch(self.head_learner.n_batches):
@@ -411,7 +392,8 @@ class CLIPOTrainer(CLIPOMixin, GRPOTrainer):
         "citation": textwrap.dedent("""\
             @article{cui2026clipo,
                 title        = {{CLIPO: Contrastive Learning in Policy Optimization Generalizes RLVR}},
-                author       = {Cui and others},
+                author       = {Sijia Cui and Pengyu Cheng and Jiajun Song and Yongbo Gai and Guojun Zhang and Zhechao Yu
+                                and Jianhe Lin and Xiaoxi Jiang and Guanjun Jiang},
                 year         = 2026,
                 eprint       = {arXiv:2603.10101},
             }"""),

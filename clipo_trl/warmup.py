@@ -4,6 +4,7 @@ reward."""
 import math
 from collections.abc import Callable
 
+from accelerate import Accelerator
 from accelerate.logging import get_logger
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -33,6 +34,12 @@ def steps_of_batches(n_batches: int, args: GRPOArguments, num_prompts: int | Non
 
     epochs, rest = divmod(n_batches, batches_per_epoch)
     return epochs * steps(batches_per_epoch) + steps(rest)
+
+
+def deepspeed_steps_the_scheduler(accelerator: Accelerator) -> bool:
+    """With an optimizer of its own it does, after backward passes alone: it counts no frozen step."""
+    plugin = accelerator.state.deepspeed_plugin
+    return plugin is not None and "optimizer" in plugin.deepspeed_config
 
 
 class Warmup:

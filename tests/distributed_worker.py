@@ -21,7 +21,7 @@ from accelerate import PartialState
 from safetensors.torch import save
 from tiny_models import tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
 
-from clipo_trl import CLIPOTrainer
+from clipo_trl import CLIPOConfig, CLIPOConSPOConfig, CLIPOConSPOTrainer, CLIPOTrainer
 
 
 N_ROLLOUTS = 12  # three groups of 4: the middle one straddles two processes
@@ -141,6 +141,10 @@ class SameRollouts(Recording):
             return super()._generate(prompts)
         finally:
             torch.multinomial = multinomial
+
+
+class SameContrasts(CLIPOConSPOTrainer, SameRollouts):
+    """ConSPO with CLIPO's head."""
 
 
 class KilledInStep(Recording):
@@ -285,6 +289,12 @@ def never(completions, **kwargs):
     return [0.0] * len(completions)
 
 
+def second_half(completions, **kwargs):
+    """Groups on the first process, or in the first half of one process alone, are all wrong."""
+    n, (rank, size) = len(completions), world()
+    return [float(rank * n + i >= n * size / 2 and i % 2) for i in range(n)]
+
+
 def first_prompt(completions, solution, **kwargs):
     """Right for the first question alone."""
     return [float(number == "0") for number in solution]
@@ -306,6 +316,14 @@ LONG = {
     "logging_steps": 2,
     "contrastive_warmup_steps": 1,
 }
+CONSPO = {  # with plain SGD, small differences of gradients stay small
+    "trainer_class": SameContrasts,
+    "config_class": CLIPOConSPOConfig,
+    "conspo_contrastive_scale": 2.0,
+    "conspo_temperature": 0.5,
+    "optim": "sgd",
+    "learning_rate": 1e-2,
+}
 CASES = {
     "decode": {},
     "forward": {"mode": "forward"},
@@ -324,11 +342,18 @@ CASES = {
     "one_group": {"reward": even_in_first_group},
     "no_group": {"reward": never},
     "warmup": {"contrastive_warmup_steps": 2},
+    "conspo": CONSPO,
+    "conspo_parts": {**CONSPO, "gradient_accumulation_steps": 2, "num_iterations": 2},
     "wide": {"n_rollouts": 24},
     "tied_gather_off": {"tied": True, "ds3_gather_for_generation": False},
     "untied_gather_off": {"ds3_gather_for_generation": False},
     "lora": {"lora": True},
     "lora_gather_off": {"lora": True, "ds3_gather_for_generation": False, "mode": "forward"},
+    "dynamic": {"dynamic_sampling": True},
+    "dynamic_lora": {"dynamic_sampling": True, "lora": True},
+    "dynamic_one_side": {"dynamic_sampling": True, "reward": second_half, "n_rollouts": 16},
+    "dynamic_none": {"dynamic_sampling": True, "reward": never, "dynamic_sampling_max_attempts": 3},
+    "dynamic_long": {**LONG, "dynamic_sampling": True},
     "accuracy": {"reward": first_prompt, "per_device_eval_batch_size": 1, "num_generations_eval": 1},
     "hang": {"reward": sleeps},
     "rounded_head": {**LONG, "trainer_class": RoundedHead},
@@ -345,6 +370,7 @@ def make_trainer(
     backend: str,
     output_dir,
     trainer_class=SameRollouts,
+    config_class=CLIPOConfig,
     reward=even,
     n_rollouts=N_ROLLOUTS,
     lora=False,
@@ -373,7 +399,7 @@ def make_trainer(
     return type(trainer_class.__name__, (trainer_class,), {"mode": mode, "when": when or "start"})(
         model,
         reward,
-        tiny_config(output_dir, **{**defaults, **settings}),
+        tiny_config(output_dir, config_class, **{**defaults, **settings}),
         train_dataset=tiny_dataset(),
         processing_class=tiny_tokenizer(),
         rollout_func=rollout_func,

@@ -11,9 +11,10 @@ from torch.nn.functional import normalize
 from transformers import logging
 from trl import GRPOTrainer
 
-from benchmarks import common, gpu, loss, overhead, scaling
+from benchmarks import common, conspo_weights, dynamic_sampling, gpu, loss, overhead, scaling
 from clipo_trl import contrastive_loss
 from clipo_trl.hidden_states import RolloutTokens
+from experiments.starting_policy import Phase, warm_start
 
 
 CPU = torch.device("cpu")
@@ -108,6 +109,18 @@ def test_the_group_level_needs_no_memory_for_pairs_of_the_batch(monkeypatch, tmp
         assert row["times_smaller"] > (20 if row["level"] == "group" else 1)
         assert row["loss_type"] == "infonce" or row["largest_difference"] < 1e-3
         assert row["times_faster"]["n"] == 1
+
+
+# ---------------------------------------------------------------------- ConSPO's weights
+
+
+def test_conspo_weights_over_the_temperature(monkeypatch, tmp_path):
+    """The figures that docs/conspo.md tells."""
+    weights = run_main(monkeypatch, tmp_path, conspo_weights)["weights"]
+    assert all(sum(values) == pytest.approx(0, abs=1e-12) for values in weights.values())
+    assert [round(-value, 3) for value in weights["10"][2:]] == [0.205, 0.202, 0.199, 0.195]
+    assert [round(-value, 2) for value in weights["0.3162"][2:]] == [0.36, 0.22, 0.14, 0.07]
+    assert -weights["0.1"][2] / sum(weights["0.1"][:2]) == pytest.approx(0.78, abs=0.005)
 
 
 # ---------------------------------------------------------------------- overhead
@@ -223,7 +236,7 @@ def test_random_prompts_are_of_the_wanted_length(tmp_path, tiny):
 
 def test_a_gpu_run_reports_every_part_whatever_fails():
     spread = {"median": 1.01}
-    row = {name: spread for name in ("step_time_ratio", "peak_memory_ratio", "seconds", "grpo_seconds", "own_share")}
+    row = dict.fromkeys(("step_time_ratio", "peak_memory_ratio", "seconds", "grpo_seconds", "own_share"), spread)
 
     def fails():
         raise RuntimeError("out of memory\nand more")
@@ -256,3 +269,17 @@ def test_rollouts_of_the_warm_up_round_may_be_short():
     finally:
         overhead.TurnsTrainer = original
     assert lengths == [{2}] * 4 + [{8}] * 4 + [{2}] * 2 + [{8}] * 2
+
+
+# ---------------------------------------------------------------------- dynamic sampling
+
+
+@pytest.mark.slow
+def test_dynamic_sampling_runs(monkeypatch, tmp_path):
+    warm_start(tmp_path / "policy", phases=(Phase("short", 1, 1e-3),))
+    flags = ("--steps", 2, "--seeds", 1, "--n_prompts", 2, "--eval_steps", 1, "--policy", tmp_path / "policy")
+    rows = run_main(monkeypatch, tmp_path, dynamic_sampling, *flags)["rows"]
+    without, dynamic = rows
+    assert without["generated"] == [0, 16, 32] and len(without["accuracy"]) == 3
+    assert dynamic["figures"]["attempts"] == [10.0, 10.0]  # a policy that knows nothing yet
+    assert dynamic["generated"] == [0, 160, 320]

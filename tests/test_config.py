@@ -39,6 +39,9 @@ def test_defaults(tmp_path):
         "contrastive_calibration": False,
         "contrastive_pooling": "mean",
         "contrastive_layer": -1,
+        "dynamic_sampling": False,
+        "dynamic_sampling_max_attempts": 10,
+        "dynamic_sampling_rewards": None,
     }
     added = {field.name for field in fields(CLIPOConfig)} - {field.name for field in fields(GRPOConfig)}
     assert added == set(expected)
@@ -135,6 +138,7 @@ def test_a_configuration_travels_between_processes(tmp_path):
         ("contrastive_debias", "pca"),
         ("contrastive_pooling", "max"),
         ("contrastive_warmup_policy", "sft"),
+        ("dynamic_sampling_max_attempts", 0),
     ],
 )
 def test_wrong_values_are_named(tmp_path, field, value):

@@ -22,10 +22,11 @@ import torch
 HERE = Path(__file__).parent
 RESUMED = ["whole", "whole@whole/checkpoint-3", "whole@whole/checkpoint-6"]
 CASES = {
-    "ddp": ["decode", "forward", "fused", "mean", "agreement", "one_group", "no_group", "warmup"],
+    "ddp": ["decode", "forward", "fused", "mean", "agreement", "one_group", "no_group", "warmup"]
+    + ["conspo", "conspo_parts"],
     "zero2": ["decode", "forward", "fused", "warmup"],
     "zero3": ["decode", "forward", "fused", "mean", "agreement", "one_group", "no_group", "warmup"]
-    + ["tied_gather_off", "untied_gather_off", "lora", "lora_gather_off", "from_elsewhere"],
+    + ["tied_gather_off", "untied_gather_off", "lora", "lora_gather_off", "from_elsewhere", "conspo"],
     "fsdp2": ["decode", "forward", "fused", "mean", "one_group", "no_group", "warmup"],
 }
 MORE_CASES = {
@@ -115,7 +116,8 @@ def test_two_processes_and_the_wrapper_that_was_asked_for(backend, launched):
 def test_rewards_and_head_are_those_of_one_process(backend, case, launched, alone):
     first, second = launched(backend)(case)
     one = alone(case)
-    modes = {"forward": "forward", "lora_gather_off": "forward", "from_elsewhere": "forward", "fused": "fused"}
+    modes = {"forward": "forward", "lora_gather_off": "forward", "from_elsewhere": "forward"}
+    modes |= {"fused": "fused", "conspo_parts": "fused"}
     assert first["mode"] == one["mode"] == modes.get(case, "decode")
     assert len(one["seen"]) == len(first["seen"]) == len(second["seen"])
     for here, there, reference in zip(first["seen"], second["seen"], one["seen"], strict=True):
@@ -133,9 +135,24 @@ def test_rewards_and_head_are_those_of_one_process(backend, case, launched, alon
         torch.testing.assert_close(first["mean"], one["mean"])
     names = {"loss", "reward", "reward_std", "contrastive/head_loss", "contrastive/embedding_cosine_correct_wrong"}
     names |= {"contrastive/trust", "contrastive/lucky_share"}
+    names |= {f"conspo/{name}" for name in ("objective", "p_correct", "score_gap", "live_groups", "score_staleness")}
     for row, reference in zip(first["log"], one["log"], strict=True):
         for name in names & reference.keys():
             assert row[name] == (pytest.approx(reference[name], abs=2e-5) if reference[name] is not None else None)
+
+
+@pytest.mark.parametrize("case", ["conspo", "conspo_parts"])
+def test_conspo_trains_the_policy_of_one_process(case, launched, alone):
+    """A group is contrasted as a whole, whichever micro-batches and processes its rollouts come to be in."""
+    reports = launched("ddp")(case)
+    start = distributed_worker.tiny_model().parameters()
+    for here, there, weight, first in zip(
+        *(report["weights"] for report in (*reports, alone(case))), start, strict=True
+    ):
+        assert torch.equal(here, there)
+        torch.testing.assert_close(here, weight, atol=1e-5, rtol=1e-5)
+        assert (here - first).abs().max() > 1e-4
+    assert any(0 < row.get("conspo/live_groups", 0) for row in reports[0]["log"])
 
 
 def test_the_completions_table_is_that_of_one_process(launched, alone):

@@ -18,6 +18,7 @@ from trl import ModelConfig
 from clipo_trl.capture import choose_capture_mode
 from clipo_trl.cli import doctor, run_choices
 from clipo_trl.cli.doctor import Row
+from clipo_trl.cli.train import ScriptArguments
 
 
 ROOT = Path(__file__).parents[1]
@@ -145,7 +146,9 @@ def test_the_rule_of_ways():
     assert {values for values, mode in modes.items() if mode == "decode"} == {(0, 0, 1), (0, 1, 1), (1, 1, 1)}
 
 
-@pytest.mark.parametrize("settings", [{}, FUSED, {"num_iterations": 2}, CONTINUOUS], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, FUSED, {"num_iterations": 2}, {"dynamic_sampling": True}, CONTINUOUS], ids=str
+)
 def test_a_run_reads_states_as_was_told(tmp_path, settings):
     told = run_choices.explain_capture_mode(tiny_config(tmp_path, **settings), shifts_with_left_padding=False)
     if settings == CONTINUOUS:  # which the tiny model cannot do
@@ -172,7 +175,8 @@ def test_learned_positions_are_seen_without_weights(tmp_path):
         tmp_path
     )
     args, model_args = tiny_config(tmp_path, **FUSED), ModelConfig(model_name_or_path=str(tmp_path))
-    shifts, told = run_choices.look_at_model(args, model_args)
+    shifts, told, memory = run_choices.look_at_model(ScriptArguments(), args, model_args)
+    assert memory.startswith("about 0.00 GiB a process (")
     assert shifts and told.endswith("a GPT2LMHeadModel with hidden size 16")
     assert run_choices.explain_capture_mode(args, shifts).startswith("decode, ")
     assert "not fused: padding on the left" in run_choices.explain_capture_mode(args, shifts)

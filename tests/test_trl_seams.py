@@ -12,6 +12,8 @@ from trl import GRPOTrainer, import_utils
 from trl.models.utils import _ForwardRedirection
 
 from clipo_trl.cli.doctor import range_of
+from clipo_trl.conspo_trainer import ConSPOMixin
+from clipo_trl.dynamic_sampling import DynamicSamplingMixin
 from clipo_trl.trainer import CLIPOMixin
 from clipo_trl.upstream.continuous_batching import ContinuousBatchingMixin
 from clipo_trl.upstream.evaluation import EvaluationMixin
@@ -24,6 +26,7 @@ SIGNATURES = {
     (GRPOTrainer, "_calculate_rewards"): ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     (GRPOTrainer, "_tokenize_prompts"): ["self", "prompts"],
     (Trainer, "_prepare_input"): ["self", "data"],
+    (GRPOTrainer, "_compute_loss"): ["self", "model", "inputs"],
     (GRPOTrainer, "training_step"): ["self", "model", "inputs", "num_items_in_batch"],
     (GRPOTrainer, "_prepare_inputs"): ["self", "generation_batch"],
     (GRPOTrainer, "prediction_step"): ["self", "model", "inputs", "prediction_loss_only", "ignore_keys"],
@@ -139,9 +142,64 @@ LINES = [
         "rewards_per_func = self._calculate_rewards(inputs, prompts, completions, completion_ids_list)",
         "the column is filled here",
     ),
+    (
+        "_generate",
+        "if self.rollout_func is not None:",
+        "rollouts that dynamic sampling keeps are handed back by this door",
+    ),
+    ("_generate", "output = self.rollout_func(prompts, self)", "it takes these arguments"),
+    ("_generate", 'required_keys = {"prompt_ids", "completion_ids", "logprobs"}', "it gives these"),
+    ("_generate", 'tool_mask = extra_fields.pop("env_mask", None)', "and tokens of tools and environments as this"),
+    ("_generate", "if self.tools:", "no tool is called for rollouts that are handed back"),
+    (
+        "_generate_and_score_completions",
+        "if self.environment_factories is not None:",
+        "no environment is made for them",
+    ),
+    ("_generate_and_score_completions", "if self.environments:", "and none is reset"),
+    (
+        "_generate_and_score_completions",
+        "unscorable_mask = torch.isnan(rewards_per_func).all(dim=1)",
+        "rollouts that fill up a batch count for nothing",
+    ),
+    (
+        "_generate_and_score_completions",
+        "num_items_in_batch = self.accelerator.gather(loss_mask.sum()).sum()",
+        "their tokens are not counted",
+    ),
+    ("_generate_and_score_completions", "inp[key] = values[i]", "extra fields of a `rollout_func` reach rewards"),
     ("_calculate_rewards", "rewards_per_func = gather(rewards_per_func)", "rewards of all processes are returned"),
     ("log", '**self._logs["extra"],', "the completions table has a column of agreement"),
     ("log", 'metrics = {f"eval_{key}": val for key, val in metrics.items()}', "sets are told apart after `eval_`"),
+    ("_generate_and_score_completions", '"advantages": advantages,', "ConSPO puts its weights in their place"),
+    (
+        "_generate_and_score_completions",
+        'output["old_per_token_logps"] = old_per_token_logps',
+        "ConSPO makes its scores of them, and takes them out",
+    ),
+    (
+        "_generate_and_score_completions",
+        'self._logs["advantages"].extend(all_process_advantages.tolist())',
+        "ConSPO's weights take their place in the table",
+    ),
+    ("_compute_loss", 'advantages = inputs["advantages"]', "ConSPO's weights arrive"),
+    (
+        "_compute_loss",
+        "old_per_token_logps = per_token_logps.detach() if old_per_token_logps is None else old_per_token_logps",
+        "without old log-probabilities the ratio is 1, with the gradient of log pi",
+    ),
+    (
+        "_compute_loss",
+        'if self.loss_type in ["grpo", "sapo"]: loss = ((per_token_loss * mask).sum(-1) / '
+        "mask.sum(-1).clamp(min=1.0)).mean() normalizer = self.current_gradient_accumulation_steps if mode == "
+        '"train" else 1.0',
+        "ConSPO's factor undoes these means",
+    ),
+    (
+        "_compute_loss",
+        'mask = completion_mask if "tool_mask" not in inputs else completion_mask * inputs["tool_mask"]',
+        "ConSPO's scores are over the same tokens",
+    ),
     ("training_step", "self._step += 1", "a frozen warm-up step counts like any other"),
     (
         "training_step",
@@ -183,7 +241,13 @@ def test_a_checkpoint_ends_with_the_trainer_state():
 
 def test_nothing_that_the_mixin_overrides_has_vanished():
     mixins = CLIPOMixin.__mro__[: CLIPOMixin.__mro__.index(object)]
-    assert set(mixins) == {CLIPOMixin, EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin}
+    assert set(mixins) == {
+        CLIPOMixin,
+        DynamicSamplingMixin,
+        EvaluationMixin,
+        ExactResumeMixin,
+        ContinuousBatchingMixin,
+    }
     own = {name for mixin in mixins for name in vars(mixin) if not name.startswith("__")}
     overridden = {name for name in own if hasattr(GRPOTrainer, name)}
     assert overridden == {
@@ -209,6 +273,17 @@ def test_nothing_that_the_mixin_overrides_has_vanished():
         "_save_rng_state",
         "train",
     }, "a method of the mixins and one of TRL share a name by accident, or TRL dropped one that is overridden"
+
+
+def test_nothing_that_conspo_overrides_has_vanished():
+    overridden = {name for name in vars(ConSPOMixin) if not name.startswith("__") and hasattr(GRPOTrainer, name)}
+    assert overridden == {
+        "_generate",
+        "_calculate_rewards",
+        "_generate_and_score_completions",
+        "_get_per_token_logps_and_entropies",
+        "_compute_loss",
+    }, "a method of ConSPO and one of TRL share a name by accident, or TRL dropped one that is overridden"
 
 
 @pytest.mark.parametrize("version, supported", [("0.21.9", 0), ("0.22.0", 1), ("0.31.0+cu129", 1), ("0.31.1", 0)])

@@ -5,7 +5,7 @@ from datasets import Dataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from clipo_trl import CLIPOConfig
+from clipo_trl import CLIPOConfig, CLIPOConfigMixin
 
 
 CHAT_TEMPLATE = (
@@ -89,6 +89,6 @@ def tiny_config(output_dir, config_class=CLIPOConfig, **settings):
         disable_tqdm=True,
         activation_checkpointing=False,
     )
-    if config_class is CLIPOConfig:
+    if isinstance(config_class, type) and issubclass(config_class, CLIPOConfigMixin):
         defaults["contrastive_embedding_dim"] = 8
     return config_class(**{**defaults, **settings})

@@ -18,6 +18,7 @@ import yaml
 from reward_funcs import get_reward_func
 from reward_funcs.errors import MissingFile, UsageError
 
+from ..algorithms import ALGORITHMS, find_algorithm
 from .paths import check_dataset, check_model
 
 
@@ -56,6 +57,8 @@ def check_training(argv: Sequence[str] | None = None) -> None:
     check_dataset(_one(options, "dataset_name"))
     _check_eval_datasets(options)
     _check_reward_funcs(_many(options, "reward_funcs"))
+    with argument_errors():
+        find_algorithm(_one(options, "algorithm"))
 
 
 def check_evaluation(argv: Sequence[str] | None = None) -> None:
@@ -86,6 +89,28 @@ def read_options(argv: Sequence[str] | None = None) -> Options | None:
         config = read_config(argv[place + 1])
         del argv[place : place + 2]
     return ChainMap(_read_words(argv), config)
+
+
+def read_algorithm(argv: Sequence[str] | None = None) -> tuple[str | None, list[str], set[str]]:
+    """
+    The algorithm that is named; the command line with its values added for fields that are not given; and those of its
+    fields that are given.
+    """
+    words, options = list(sys.argv[1:] if argv is None else argv), read_options(argv)
+    if options is None:  # help is asked for
+        return None, words, set()
+    name = _one(options, "algorithm")
+    algorithm = find_algorithm(name)
+    given = {field for field in algorithm.fields() if _is_set(options, field)}
+    added = (word for field, value in algorithm.defaults(given).items() for word in (f"--{field}", str(value)))
+    return name, [*words, *added], given
+
+
+def _is_set(options: Options, name: str) -> bool:
+    """As [`_given`] has it, but that `--epsilon` is no abbreviation of `epsilon_high`."""
+    words, config = options.maps
+    others = {field for algorithm in ALGORITHMS.values() for field in algorithm.fields()} - {name}
+    return name in config or any(word and name.startswith(word) and word not in others for word in words)
 
 
 def read_config(path: str) -> dict[str, Any]:

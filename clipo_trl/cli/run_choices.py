@@ -1,22 +1,27 @@
 """What a run would choose by itself, and why: for `clipo doctor`, which trains nothing and loads no weights."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
-from trl import ModelConfig
+from trl import ModelConfig, get_peft_config
 from trl.trainer.utils import get_callable_name
 
 from reward_funcs import get_reward_func
 from reward_funcs.errors import UsageError
 from reward_funcs.pool import default_num_workers
 
+from ..algorithms import find_algorithm
 from ..capture import choose_capture_mode, trl_scores_rollouts
+from ..head import ContrastiveHead, head_settings
 from ..hidden_states import HiddenStateReader
 from ..parent_shapes import CLIPOArguments
 from ..success import find_success_rule
 from .command_line import argument_errors
 from .doctor import Row, installed_version, range_of
+from .memory import describe_memory, estimate, prompt_length, quantized, shape_of
 from .run_plan import describe_success
 from .train import COMPARE_GOLDS, ScriptArguments, parse_arguments
 
@@ -54,13 +59,15 @@ def choice_rows(script_args: ScriptArguments, args: CLIPOArguments, model_args: 
     length = args.max_completion_length
     functions = [get_reward_func(name, max_completion_length=length) for name in script_args.reward_funcs]
     with argument_errors():
-        shifts, model = look_at_model(args, model_args)
+        shifts, model, memory = look_at_model(script_args, args, model_args)
         rows = [
+            *explain_trainer(script_args),
             Row("model", model),
+            *([Row("memory", memory)] if memory else []),
             Row(
                 "processes", f"{args.world_size}; passes over a generation batch on each: {args.steps_per_generation}"
             ),
-            Row("hidden states", explain_capture_mode(args, shifts)),
+            *([Row("hidden states", explain_capture_mode(args, shifts))] if script_args.contrastive else []),
             Row("success", explain_success(args, functions)),
             Row("answers", explain_checks(functions)),
         ]
@@ -69,31 +76,67 @@ def choice_rows(script_args: ScriptArguments, args: CLIPOArguments, model_args: 
     return rows
 
 
-def look_at_model(args: CLIPOArguments, model_args: ModelConfig) -> tuple[bool, str]:
+def explain_trainer(script_args: ScriptArguments) -> list[Row]:
+    """Which trainer is taken, where that was chosen."""
+    name, contrastive = script_args.algorithm, script_args.contrastive
+    if name is None and contrastive:
+        return []
+    algorithm = find_algorithm(name)
+    said = f" ({name}, {algorithm.paper})" if name else ""
+    return [Row("trainer", algorithm.trainer_class(contrastive).__name__ + said)]
+
+
+def look_at_model(
+    script_args: ScriptArguments, args: CLIPOArguments, model_args: ModelConfig
+) -> tuple[bool, str, str | None]:
     """
-    Whether padding on the left moves the model's positions, and a line about it; from its configuration, without
-    weights.
+    Whether padding on the left moves the model's positions, a line about it and one about the memory that the run
+    needs; from its configuration, without weights.
 
     Raises:
         `ValueError`: hidden states cannot be read in this model, or not after this `contrastive_layer`.
     """
     name, trust = model_args.model_name_or_path, {"trust_remote_code": args.trust_remote_code}
     if name is None:
-        return False, "not named (`model_name_or_path`): taken as one without learned positions"
+        return False, "not named (`model_name_or_path`): taken as one without learned positions", None
     try:
         config = AutoConfig.from_pretrained(name, revision=model_args.model_revision, **trust)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, **trust)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype_of(args, config), **trust)
     except Exception as error:  # whatever a model's own code may raise: nothing is wrong with the run yet
         reason = str(error).partition("\n")[0]
-        return False, f"{name} could not be looked at, and is taken as one without learned positions: {reason}"
+        return False, f"{name} could not be looked at, and is taken as one without learned positions: {reason}", None
     reader = HiddenStateReader(model, args.contrastive_layer)
-    return reader.shifts_with_left_padding, f"{name}, a {type(model).__name__} with hidden size {reader.hidden_size}"
+    line = f"{name}, a {type(model).__name__} with hidden size {reader.hidden_size}"
+    return reader.shifts_with_left_padding, line, memory_line(script_args, args, model_args, model)
+
+
+def dtype_of(args: CLIPOArguments, config: Any) -> torch.dtype:
+    """The dtype that the weights will have."""
+    kwargs: Any = args.model_init_kwargs or {}  # `__post_init__` has read them, if they were JSON
+    name = kwargs.get("dtype") or "auto"
+    name = (config.dtype or "float32") if name == "auto" else name
+    return name if isinstance(name, torch.dtype) else getattr(torch, str(name))
+
+
+def memory_line(script_args: ScriptArguments, args: CLIPOArguments, model_args: ModelConfig, model: Any) -> str:
+    """The estimate for a policy without weights, with the adapter that it would get."""
+    head = 0
+    if script_args.contrastive:
+        hidden = model.config.get_text_config().hidden_size
+        head = sum(p.numel() for p in ContrastiveHead(hidden, **head_settings(args)).parameters())
+    adapter = get_peft_config(model_args)
+    with torch.device("meta"):
+        shape = shape_of(model if adapter is None else get_peft_model(model, adapter))
+    if model_args.load_in_4bit or model_args.load_in_8bit:
+        shape = quantized(shape, 4 if model_args.load_in_4bit else 8)
+    tokens = prompt_length(script_args)
+    return describe_memory(args, estimate(args, shape, head, tokens), tokens)
 
 
 def explain_capture_mode(args: CLIPOArguments, shifts_with_left_padding: bool) -> str:
     scored = trl_scores_rollouts(args)
-    plain_generate = not (args.use_vllm or args.use_transformers_continuous_batching)
+    plain_generate = not (args.use_vllm or args.use_transformers_continuous_batching or args.dynamic_sampling)
     mode = choose_capture_mode(
         scored_by_trl=scored, shifts_with_left_padding=shifts_with_left_padding, plain_generate=plain_generate
     )
@@ -106,6 +149,8 @@ def explain_capture_mode(args: CLIPOArguments, shifts_with_left_padding: bool) -
     why_not = " (not fused: padding on the left would move the model's learned positions)" if scored else ""
     sampler = "vLLM" if args.use_vllm else "continuous batching"
     reason = "the policy's own loop" if plain_generate else f"{sampler} makes the rollouts, and shows no hidden states"
+    if args.dynamic_sampling:
+        reason = "which rollouts dynamic sampling keeps is not known while they are decoded"
     return f"{mode}, {CAPTURE_MODES[mode]}: {reason}{why_not}"
 
 

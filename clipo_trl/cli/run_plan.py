@@ -14,7 +14,8 @@ from reward_funcs.errors import UsageError
 from ..checkpoint import last_whole_checkpoint
 from ..parent_shapes import CLIPOArguments
 from ..success import SuccessRule
-from ..trainer import CLIPOTrainer
+from ..trainer import CLIPOMixin
+from .memory import describe_memory, estimate, prompt_length, shape_of
 
 
 logger = get_logger(__name__)
@@ -72,20 +73,23 @@ def earlier_checkpoint(args: CLIPOArguments) -> str | None:
 
 
 def start_table(
-    trainer: CLIPOTrainer, plan: Plan, script_args: Any, model_args: ModelConfig, earlier: str | None = None
+    trainer: Any, plan: Plan, script_args: Any, model_args: ModelConfig, earlier: str | None = None
 ) -> Table:
     """
     What will run, a line for each subject, a section for each question: on what, how much, with which head, where to.
     `earlier`: the checkpoint that [`earlier_checkpoint`] found.
     """
-    table = Table(title="CLIPO: what will run", box=box.ROUNDED, show_header=False)
+    with_clipo = isinstance(trainer, CLIPOMixin)
+    table = Table(
+        title=f"{'CLIPO' if with_clipo else trainer._name}: what will run", box=box.ROUNDED, show_header=False
+    )
     table.add_column(style="bold cyan", no_wrap=True)
     table.add_column()
     for section in (
         describe_inputs(trainer, script_args, model_args),
-        describe_batches(trainer.args, plan),
-        describe_clipo(trainer, plan),
-        describe_policy(trainer.args, earlier),
+        describe_batches(trainer.args, plan) | describe_needs(trainer, script_args),
+        describe_clipo(trainer, plan) if with_clipo else {},
+        describe_policy(trainer.args, script_args.algorithm, earlier),
     ):
         for subject, text in section.items():
             table.add_row(subject, Text(text))
@@ -93,7 +97,7 @@ def start_table(
     return table
 
 
-def describe_inputs(trainer: CLIPOTrainer, script_args: Any, model_args: ModelConfig) -> dict[str, str]:
+def describe_inputs(trainer: Any, script_args: Any, model_args: ModelConfig) -> dict[str, str]:
     model: Any = trainer.model
     if hasattr(model, "get_nb_trainable_parameters"):  # PEFT counts quantized weights right
         trained, total = model.get_nb_trainable_parameters()
@@ -115,6 +119,14 @@ def describe_inputs(trainer: CLIPOTrainer, script_args: Any, model_args: ModelCo
     return rows
 
 
+def describe_needs(trainer: Any, script_args: Any) -> dict[str, str]:
+    head = getattr(trainer, "contrastive_head", None)
+    n_head = sum(p.numel() for p in head.parameters()) if head is not None else 0
+    tokens = prompt_length(script_args)
+    parts = estimate(trainer.args, shape_of(trainer.model), n_head, tokens)
+    return {"memory": describe_memory(trainer.args, parts, tokens)}
+
+
 def describe_batches(args: CLIPOArguments, plan: Plan) -> dict[str, str]:
     G, n_processes = args.num_generations, args.world_size
     processes = "1 process" if n_processes == 1 else f"{n_processes} processes"
@@ -132,7 +144,7 @@ def describe_batches(args: CLIPOArguments, plan: Plan) -> dict[str, str]:
     }
 
 
-def describe_clipo(trainer: CLIPOTrainer, plan: Plan) -> dict[str, str]:
+def describe_clipo(trainer: Any, plan: Plan) -> dict[str, str]:
     args, head = trainer.args, trainer.contrastive_head
     shape = " -> ".join(str(size) for size in [head.hidden_size, *(layer.out_features for layer in head.layers)])
     start = f", from {args.contrastive_head_path}" if args.contrastive_head_path else ""
@@ -171,11 +183,10 @@ def describe_success(rule: SuccessRule, threshold: float) -> str:
     return f"{' + '.join(rule.names)} > {threshold:g}{remarks.get(rule.choice, '')}"
 
 
-def describe_policy(args: CLIPOArguments, earlier: str | None = None) -> dict[str, str]:
-    high = args.epsilon if args.epsilon_high is None else args.epsilon_high
+def describe_policy(args: CLIPOArguments, algorithm: str | None = None, earlier: str | None = None) -> dict[str, str]:
     kept = f", the last {args.save_total_limit} kept" if args.save_total_limit else ""
     rows = {
-        "policy loss": f"{args.loss_type} ({args.importance_sampling_level} level), clip {args.epsilon:g} / {high:g}, "
+        "policy loss": f"{describe_loss(args, algorithm)}, "
         f"KL {args.beta:g}, learning rate {args.learning_rate:g} {args.lr_scheduler_type.value}",
         "checkpoints": f"{args.output_dir}, {describe_interval(args.save_strategy, args.save_steps)}{kept}",
     }
@@ -184,6 +195,19 @@ def describe_policy(args: CLIPOArguments, earlier: str | None = None) -> dict[st
     if earlier is not None:
         rows["starts afresh"] = f"not from {earlier}: for that, add --resume_from_checkpoint true"
     return rows
+
+
+def describe_loss(args: Any, algorithm: str | None) -> str:
+    high = args.epsilon if args.epsilon_high is None else args.epsilon_high
+    name = "" if algorithm is None else f"{algorithm}: "
+    if algorithm == "conspo":
+        return (
+            f"{name}scores / temperature {args.conspo_temperature:g}, margin up to {args.conspo_target_margin:g} in the "
+            f"first {args.conspo_margin_warmup_ratio:.0%}"
+        )
+    if algorithm == "gmpo":
+        return f"{name}geometric mean of ratios, clip {args.epsilon:g} / {high:g} in log space"
+    return f"{name}{args.loss_type} ({args.importance_sampling_level} level), clip {args.epsilon:g} / {high:g}"
 
 
 def describe_interval(strategy: str, steps: float | None) -> str:

@@ -21,17 +21,16 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from rich.console import Console
 from transformers import AutoTokenizer
-from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from trl import GRPOTrainer, ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from reward_funcs import check_golds, get_reward_func, math_accuracy_reward, verifiable_reward
 from reward_funcs.errors import UsageError
 
+from ..algorithms import find_algorithm
 from ..callbacks import SuspiciousRolloutsCallback
-from ..config import CLIPOConfig
 from ..health import HealthCallback
 from ..parent_shapes import CLIPOArguments
-from ..trainer import CLIPOTrainer
-from .command_line import argument_errors, check_training
+from .command_line import argument_errors, check_training, read_algorithm
 from .data import drop_long_prompts, load_named_prompts, load_prompts
 from .run_plan import earlier_checkpoint, plan_run, start_table
 
@@ -60,6 +59,13 @@ class ScriptArguments:
             Leave out training prompts of more tokens than this. Default: keep all.
         max_train_samples, max_eval_samples (`int`, *optional*):
             Only the first rows of the training set and of each test set. Default: all.
+        algorithm (`str`, *optional*):
+            Base algorithm: `grpo`, `dr_grpo`, `gspo`, `dapo`, `gmpo`, `cispo`, `sapo` or `conspo`. It picks the
+            trainer, and gives its published values to fields that are not set; fields that contradict it are refused
+            (docs/algorithms.md). Default: GRPO's trainer, with what the fields make of it.
+        contrastive (`bool`, *optional*, defaults to `True`):
+            Train with CLIPO. If not, the plain algorithm is trained by the same file, and CLIPO's fields have no
+            effect on it, but for those that say which rollouts are correct, which ConSPO reads.
         reward_funcs (`list[str]`, *optional*, defaults to `["verifiable"]`):
             Reward functions: names known to `reward_funcs`, or dotted paths to functions of yours, found from the
             working directory.
@@ -89,6 +95,15 @@ class ScriptArguments:
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Only the first rows of the training set."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Only the first rows of each test set."})
+    algorithm: str | None = field(
+        default=None,
+        metadata={
+            "help": "Base algorithm, which picks the trainer. Default: GRPO's, with what the fields make of it."
+        },
+    )
+    contrastive: bool = field(
+        default=True, metadata={"help": "Train with CLIPO. If not, CLIPO's fields have no effect on the policy."}
+    )
     reward_funcs: list[str] = field(
         default_factory=lambda: ["verifiable"],
         metadata={"help": "Reward functions: names known to `reward_funcs`, or dotted paths."},
@@ -105,14 +120,14 @@ class ScriptArguments:
     )
 
 
-def main(argv: list[str] | None = None) -> CLIPOTrainer:
+def main(argv: list[str] | None = None) -> GRPOTrainer:
     """Run the whole training; `argv` defaults to the command line. Returns the trainer, trained."""
     check_training(argv)
     script_args, training_args, model_args = parse_arguments(argv)
     earlier = earlier_checkpoint(training_args)
     train_dataset, eval_datasets = load_data(script_args, training_args, model_args)
     plan = plan_run(training_args, len(train_dataset))
-    trainer = CLIPOTrainer(
+    trainer = find_algorithm(script_args.algorithm).trainer_class(script_args.contrastive)(
         model=model_args.model_name_or_path,
         reward_funcs=load_reward_funcs(script_args, training_args, train_dataset),
         args=training_args,
@@ -121,7 +136,7 @@ def main(argv: list[str] | None = None) -> CLIPOTrainer:
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
-    if script_args.health_check:
+    if script_args.health_check and script_args.contrastive:
         trainer.add_callback(HealthCallback())
     if script_args.suspicious_rollouts:
         trainer.add_callback(SuspiciousRolloutsCallback(trainer, script_args.suspicious_rollouts))
@@ -136,8 +151,16 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ScriptArguments, CLI
     """Read the file given with `--config` and the command line over it; a [`UsageError`] for what they must not
     hold."""
     with argument_errors():
-        classes: Any = (ScriptArguments, CLIPOConfig, ModelConfig)
+        name, argv, fields_given = read_algorithm(argv)
+        algorithm = find_algorithm(name)
+        classes: Any = (ScriptArguments, algorithm.config_class(), ModelConfig)
         script_args, training_args, model_args = TrlParser(classes).parse_args_and_config(argv)
+        algorithm.check(str(name), training_args, fields_given)
+    if script_args.suspicious_rollouts and not script_args.contrastive:
+        raise UsageError(
+            f"`suspicious_rollouts` is {script_args.suspicious_rollouts}, but `contrastive` is off, so nothing tells which "
+            "rollouts are suspicious. Set `suspicious_rollouts` to 0."
+        )
     if script_args.suspicious_rollouts and not training_args.log_completions:
         raise UsageError(
             f"`suspicious_rollouts` is {script_args.suspicious_rollouts}, but `log_completions` is off, so there is no table to list "
@@ -200,9 +223,9 @@ def on_one_process(check: Callable[[], Any]) -> None:
         raise found
 
 
-def save(trainer: CLIPOTrainer, script_args: ScriptArguments) -> None:
-    """The model, the head beside it, the model card; and all of it on the Hub if that is asked for."""
-    args = trainer.args
+def save(trainer: GRPOTrainer, script_args: ScriptArguments) -> None:
+    """The model, the head beside it if there is one, the model card; and all of it on the Hub if that is asked for."""
+    args: Any = trainer.args
     assert script_args.dataset_name is not None
     trainer.save_model(args.output_dir)
     card: dict[str, Any] = {
