@@ -14,8 +14,11 @@ MARKS = ["<image>", "<|image_pad|>", "<|video_pad|>", "<boi>", "<eoi>"]
 MARKS += ["<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<row_1_col_1>", "<row_1_col_2>"]
 VOCABULARY = 98 + len(MARKS)
 CHAT_TEMPLATE = (
+    "{% for tool in tools or [] %}{{ tool['function']['name'] }}{% endfor %}"
     "{% for message in messages %}{{ '<' + message['role'][0] + '>' }}{% for part in message['content'] %}"
-    "{{ 'MARK' if part['type'] == 'image' else part['text'] }}{% endfor %}{{ '<|end|>' }}{% endfor %}"
+    "{{ 'MARK' if part['type'] == 'image' else part['text'] }}{% endfor %}"
+    "{% for call in message['tool_calls'] or [] %}{{ call['function']['name'] ~ call['function']['arguments'] }}"
+    "{% endfor %}{{ '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<a>' }}{% endif %}"
 )
 TEXT = {
@@ -163,13 +166,10 @@ def picture(seed):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-COLUMN = {"image": "image", "images": "images", "mixed": "images"}
-
-
 def picture_dataset(where, n_rows=8):
     """
-    Prompts of different lengths about pictures: in a column `image`, one or two in a column `images` (or none, in
-    `mixed`), or in the messages.
+    Prompts of different lengths about pictures: in a column `image`, one or two in a column `images`, or one in the
+    messages.
     """
     rows, features = [], {"solution": Value("string")}
     for i in range(n_rows):
@@ -181,10 +181,10 @@ def picture_dataset(where, n_rows=8):
         if where == "image":
             row["image"] = picture(i)
         elif where != "messages":
-            row["images"] = [picture(i), picture(i + 1)][: i % 2 + (where == "images")]
+            row["images"] = [picture(i), picture(i + 1)][: 1 + i % 2]
         rows.append({**row, "prompt": [{"role": "user", "content": content if where == "messages" else text}]})
     parts = [{"type": Value("string"), "image": ImageFeature(), "text": Value("string")}]
     features["prompt"] = [{"role": Value("string"), "content": parts if where == "messages" else Value("string")}]
     if where != "messages":
-        features[COLUMN[where]] = ImageFeature() if where == "image" else [ImageFeature()]
+        features[where] = ImageFeature() if where == "image" else [ImageFeature()]
     return Dataset.from_list(rows, features=Features(features))
