@@ -26,7 +26,15 @@ CASES = {
     + ["conspo", "conspo_parts", "images", "images_forward"],
     "zero2": ["decode", "forward", "fused", "warmup"],
     "zero3": ["decode", "forward", "fused", "mean", "agreement", "one_group", "no_group", "warmup"]
-    + ["tied_gather_off", "untied_gather_off", "lora", "lora_gather_off", "from_elsewhere", "conspo", "images_forward"],
+    + [
+        "tied_gather_off",
+        "untied_gather_off",
+        "lora",
+        "lora_gather_off",
+        "from_elsewhere",
+        "conspo",
+        "images_forward",
+    ],
     "fsdp2": ["decode", "forward", "fused", "mean", "one_group", "no_group", "warmup"],
 }
 MORE_CASES = {

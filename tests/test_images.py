@@ -16,6 +16,10 @@ from clipo_trl import CLIPOConfig, CLIPOTrainer
 from clipo_trl.images import check_images
 
 
+SLOW = pytest.mark.slow
+ONE_FAMILY_FAST = [pytest.param(family, marks=() if family == "LLaVA" else SLOW) for family in FAMILIES]
+
+
 class WithImages(RecordingTrainer):
     """Keeps the prompts, whose images the plain forward pass is fed."""
 
@@ -48,7 +52,7 @@ def record_images(tmp_path, family, mode, where="image", trainer_kwargs=None, ba
     return record(tmp_path, mode, model=model, base=base, trainer_kwargs=trainer_kwargs, **settings)
 
 
-@pytest.mark.parametrize("where", ["image", "images", "messages"])
+@pytest.mark.parametrize("where", ["image", *(pytest.param(name, marks=SLOW) for name in ("images", "messages"))])
 @pytest.mark.parametrize("mode", CAPTURE_MODES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pooled_states_are_those_of_a_full_forward(tmp_path, family, mode, where):
@@ -62,7 +66,7 @@ def test_pooled_states_are_those_of_a_full_forward(tmp_path, family, mode, where
 
 
 @pytest.mark.parametrize("mode", CAPTURE_MODES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ONE_FAMILY_FAST)
 def test_a_layer_of_an_adapted_model_with_masked_completions(tmp_path, family, mode):
     """As in TRL's script, whose adapter is one of the vision tower, too."""
     adapter = LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
@@ -70,6 +74,7 @@ def test_a_layer_of_an_adapted_model_with_masked_completions(tmp_path, family, m
     assert_right(record_images(tmp_path, family, mode, trainer_kwargs={"peft_config": adapter}, **settings))
 
 
+@SLOW
 def test_the_comparison_would_notice_a_pass_without_images(tmp_path, monkeypatch):
     monkeypatch.setattr("clipo_trl.trainer.prompt_image_inputs", lambda *args: {})
     for family in FAMILIES:
@@ -78,7 +83,7 @@ def test_the_comparison_would_notice_a_pass_without_images(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("mode", CAPTURE_MODES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ONE_FAMILY_FAST)
 def test_weight_zero_is_grpo_bit_for_bit(tmp_path, family, mode, monkeypatch):
     def train(trainer_class, config_class, **settings):
         model, processor = tiny_vision_model(family)
@@ -100,7 +105,7 @@ def test_weight_zero_is_grpo_bit_for_bit(tmp_path, family, mode, monkeypatch):
     assert same_reward == eval_reward
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ONE_FAMILY_FAST)
 def test_weights_in_bf16(tmp_path, family):
     model, processor = tiny_vision_model(family)
     data = {"processing_class": processor, "train_dataset": picture_dataset("image")}
@@ -169,7 +174,7 @@ def stand_in(monkeypatch):
 
 
 @pytest.mark.parametrize("correction", [True, False])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ONE_FAMILY_FAST)
 def test_vllm(tmp_path, stand_in, family, correction):
     trainer = record_images(tmp_path, family, None, use_vllm=True, vllm_importance_sampling_correction=correction)
     assert trainer.states.mode == ("fused" if correction else "forward")

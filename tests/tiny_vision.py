@@ -107,24 +107,32 @@ def gemma():
     return transformers.Gemma3ForConditionalGeneration, config, processor
 
 
-def idefics():
-    """The shape of SmolVLM, whose own processor needs num2words and torchvision, for videos."""
-    config = transformers.Idefics3Config(
+class SmolProcessor(transformers.SmolVLMProcessor):
+    """For images alone: that of videos needs torchvision, and num2words to name them."""
+
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None):
+        self.fake_image_token, self.global_image_token = "<fake_token_around_image>", "<global-img>"
+        self.image_token, self.video_token, self.image_seq_len = "<image>", "<video>", 4
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+    def apply_chat_template(self, *args, **kwargs):
+        return ProcessorMixin.apply_chat_template(self, *args, **kwargs)
+
+
+def smol():
+    config = transformers.SmolVLMConfig(
         text_config={**TEXT, "model_type": "llama"},
         vision_config={**VISION, "image_size": 16, "patch_size": 4},
         scale_factor=2,
         image_token_id=mark_id("<image>"),
         pad_token_id=0,
     )
-    processor = transformers.Idefics3Processor(
-        transformers.Idefics3ImageProcessorPil(
-            size={"longest_edge": 32}, max_image_size={"longest_edge": 16}, do_image_splitting=True
-        ),
-        marked_tokenizer(),
-        image_seq_len=4,
-        chat_template=CHAT_TEMPLATE.replace("MARK", "<image>"),
+    images = transformers.SmolVLMImageProcessorPil(
+        size={"longest_edge": 32}, max_image_size={"longest_edge": 16}, do_image_splitting=True
     )
-    return transformers.Idefics3ForConditionalGeneration, config, processor
+    processor = SmolProcessor(images, marked_tokenizer(), CHAT_TEMPLATE.replace("MARK", "<image>"))
+    return transformers.SmolVLMForConditionalGeneration, config, processor
 
 
 def llava():
@@ -145,7 +153,7 @@ def llava():
     return transformers.LlavaForConditionalGeneration, config, processor
 
 
-FAMILIES = {"Qwen2.5-VL": qwen, "Gemma3": gemma, "Idefics3": idefics, "LLaVA": llava}
+FAMILIES = {"Qwen2.5-VL": qwen, "Gemma3": gemma, "SmolVLM": smol, "LLaVA": llava}
 
 
 def tiny_vision_model(family):
