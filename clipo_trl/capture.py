@@ -77,7 +77,8 @@ class StateSource:
         reader (`HiddenStateReader`): knows where the policy's states come out.
         mode (`str`): the capture mode, fixed for the run, so that all processes make the same forward passes.
             `"fused"`: in TRL's own pass for old log-probabilities. `"decode"`: while `generate` decodes. `"forward"`:
-            in a pass of our own over the decoder.
+            in a pass of our own over the decoder; of a vision-language model that is all but the LM head, and it is
+            fed the images, too.
         pooling (`str`): `"mean"` or `"last"`.
         eos_token_ids (`list[int]`): tokens that end a completion.
         accelerator (`Accelerator`): knows the other processes.

@@ -2,7 +2,8 @@
 and what cannot be read is refused."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,8 @@ def image_column(names: Iterable[str] | None) -> str | None:
 def has_image(prompt: str | list[dict[str, Any]] | None) -> bool:
     """Whether an image stands in the messages of a prompt."""
     contents = [message.get("content") for message in prompt or [] if isinstance(message, Mapping)]
-    return any(part.get("type") == "image" for parts in contents if isinstance(parts, list) for part in parts)
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return any(isinstance(part, Mapping) and part.get("type") == "image" for part in parts)
 
 
 def check_images(trainer: GRPOTrainerShape, mode: str, decoder: torch.nn.Module, where: str) -> None:
@@ -105,24 +107,35 @@ def prompt_image_inputs(
     Raises:
         `ValueError`: the prompts that the rollouts began with are others.
     """
-    names = getattr(trainer, "_batch_environments", None)  # TRL reads one a prompt where there are environments
-    if trainer.environment_factories is not None:
-        trainer._batch_environments = [names[row] for row in rows]
-    try:
+    with environments_of(trainer, rows):
         prompt_ids, _, fields = trainer._tokenize_prompts([prompts[row] for row in rows])
-    finally:
-        trainer._batch_environments = names
     if [list(ids) for ids in prompt_ids] != [list(tokens.prompt_ids[row]) for row in rows]:
         raise ValueError(
             "A rollout about an image begins with other tokens than the processor makes of its prompt, as a `rollout_func` "
             "may do it: a pass of our own cannot be fed its images. Let `rollout_func` return `prompt_ids` of "
             f"`processing_class`. Or: {SCORE_THEM}"
         )
-    inputs = {
-        name: right_padded_types(values, width) if name in TOKEN_TYPES else as_tensor(values)
-        for name, values in fields.items()
-    }
-    return trainer._prepare_input(inputs)
+    inputs: Any = trainer._prepare_input(
+        {
+            name: right_padded_types(values, width) if name in TOKEN_TYPES else as_tensor(values)
+            for name, values in fields.items()
+        }
+    )
+    return inputs
+
+
+@contextmanager
+def environments_of(trainer: GRPOTrainerShape, rows: list[int]) -> Iterator[None]:
+    """While open, the environments of the batch are those of some rows: TRL reads one a prompt."""
+    if trainer.environment_factories is None:
+        yield
+        return
+    names: list = trainer._batch_environments
+    trainer._batch_environments = [names[row] for row in rows]
+    try:
+        yield
+    finally:
+        trainer._batch_environments = names
 
 
 def right_padded_types(types: list, width: int) -> torch.Tensor:

@@ -35,7 +35,7 @@ CASES = {
         "conspo",
         "images_forward",
     ],
-    "fsdp2": ["decode", "forward", "fused", "mean", "one_group", "no_group", "warmup"],
+    "fsdp2": ["decode", "forward", "fused", "mean", "one_group", "no_group", "warmup", "images_forward"],
 }
 MORE_CASES = {
     "ddp": ["wide", "accuracy", "rounded_head", "other_head", "other_head_at_save", *RESUMED, "whole@killed_in_save"],

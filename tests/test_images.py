@@ -74,6 +74,12 @@ def test_a_layer_of_an_adapted_model_with_masked_completions(tmp_path, family, m
     assert_right(record_images(tmp_path, family, mode, trainer_kwargs={"peft_config": adapter}, **settings))
 
 
+def test_decoding_that_cannot_be_followed_costs_a_pass(tmp_path):
+    trainer = record_images(tmp_path, "LLaVA", "decode", generation_kwargs={"num_beams": 2})
+    assert_right(trainer)
+    assert trainer.state.log_history[0]["contrastive/extra_forward_passes"] == 1.0
+
+
 @SLOW
 def test_the_comparison_would_notice_a_pass_without_images(tmp_path, monkeypatch):
     monkeypatch.setattr("clipo_trl.trainer.prompt_image_inputs", lambda *args: {})
