@@ -24,12 +24,13 @@ from .checkpoint import load_checked, load_state, save_state
 from .completions_table import table_columns
 from .config import CLIPOConfig, CLIPOConfigMixin, warn_of_combinations
 from .dynamic_sampling import DynamicSamplingMixin
+from .environment import check_environment
 from .head import HEAD_FOLDER, ContrastiveHead, check_hidden_size, head_settings, resolve_saved_head
 from .hidden_states import HiddenStateReader
 from .images import check_images, check_prompts, has_image, image_column, prompt_image_inputs
 from .learner import HeadLearner
 from .metrics import batch_metrics
-from .parent_shapes import CLIPOArguments, arguments_by_name, default_arguments
+from .parent_shapes import CLIPOArguments, arguments_by_name, default_arguments, end_tokens
 from .scored_batch import ScoredBatch
 from .success import find_success_rule, label_successes, warn_of
 from .upstream.zero3_order import forget_order_of_layers
@@ -63,6 +64,8 @@ class CLIPOMixin(DynamicSamplingMixin):
     def __init__(self, *args, **kwargs):
         given = arguments_by_name(type(self), CLIPOMixin, args, kwargs)
         given["args"] = self._with_contrastive_fields(given.get("args"), given.get("model"))
+        if given["args"].use_vllm:
+            check_environment()
         # First of all: a saved head decides which states are read.
         given["args"], self._saved_head = resolve_saved_head(given["args"])
         weights = given["args"].reward_weights
@@ -78,7 +81,7 @@ class CLIPOMixin(DynamicSamplingMixin):
         self._check_images = partial(check_images, self, mode, reader.decoder)
         if column := image_column(getattr(self.train_dataset, "column_names", None)):
             self._check_images(f"`train_dataset` has the column {column!r}")
-        self.states = StateSource(reader, mode, self.args.contrastive_pooling, self.eos_token_ids, self.accelerator)
+        self.states = StateSource(reader, mode, self.args.contrastive_pooling, end_tokens(self), self.accelerator)
         self.contrastive_head = self._make_head(reader.hidden_size).to(self.accelerator.device)
         self.head_learner = HeadLearner(self.contrastive_head, self.args, self.accelerator)
         num_prompts = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None

@@ -20,7 +20,6 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import save
 from tiny_models import tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
-from tiny_vision import picture_dataset, tiny_vision_model
 from transformers.integrations import unset_hf_deepspeed_config
 
 from clipo_trl import CLIPOConfig, CLIPOConSPOConfig, CLIPOConSPOTrainer, CLIPOTrainer
@@ -395,6 +394,8 @@ def make_trainer(
     }
     model, processor, dataset, more = tiny_model(), tiny_tokenizer(), tiny_dataset(), {}
     if family is not None:
+        from tiny_vision import picture_dataset, tiny_vision_model
+
         unset_hf_deepspeed_config()  # that of a case before: its tower would be made in parts
         (model, processor), dataset = tiny_vision_model(family), picture_dataset("image")
     if tied:

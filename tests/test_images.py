@@ -8,12 +8,15 @@ from datasets import Dataset
 from peft import LoraConfig
 from recording import CAPTURE_MODES, FUSED, RecordingTrainer, assert_right, record, settings_of
 from tiny_models import letters_reward, tiny_config, tiny_model
-from tiny_vision import FAMILIES, mark_id, picture, picture_dataset, tiny_vision_model
 from trl import GRPOConfig, GRPOTrainer
 from trl.rewards import think_format_reward
 
 from clipo_trl import CLIPOConfig, CLIPOTrainer
 from clipo_trl.images import check_images
+
+
+pytest.importorskip("PIL", reason="images need Pillow")
+from tiny_vision import FAMILIES, mark_id, picture, picture_dataset, tiny_vision_model  # noqa: E402
 
 
 SLOW = pytest.mark.slow
