@@ -137,8 +137,8 @@ class RolloutEmbedder:
 
         Args:
             prompts (`Sequence` of `str` or of messages):
-                As in training: messages go through the chat template, text does not. Completions of the same prompt
-                are a group, which matters to a head with `debias="group_center"` only.
+                As in training: messages, of text, go through the chat template; text does not. Completions of the same
+                prompt are a group, which matters to a head with `debias="group_center"` only.
             completions (`Sequence` of `str` or of messages):
                 Text, or one message of the assistant.
             truncated (`Sequence[bool]`, *optional*):
@@ -276,6 +276,14 @@ def _check_lists(prompts, completions, truncated) -> None:
             isinstance(prompt, list) and prompt and all(isinstance(message, dict) for message in prompt)
         ):
             raise ValueError(f"`prompts[{row}]` is {prompt!r}, but must be text or a list of messages.")
+        contents = [] if isinstance(prompt, str) else [message.get("content") for message in prompt]
+        if any(
+            isinstance(content, list) and any(part.get("type") != "text" for part in content) for content in contents
+        ):
+            raise ValueError(
+                f"`prompts[{row}]` has a part that is not text (an image, for one): {prompt!r}. The embedder reads prompts of "
+                "text only."
+            )
 
 
 def _text(completion: Completion, row: int) -> str:

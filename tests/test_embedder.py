@@ -164,6 +164,7 @@ def test_the_progress_bar(capfd):
         ((["hi"], ["a", "b"]), "`prompts` has 1 entries, `completions` has 2"),
         ((["hi"], [5]), r"`completions\[0\]` is 5"),
         (([7], ["a"]), r"`prompts\[0\]` is 7"),
+        (([[{"role": "user", "content": [{"type": "image"}]}]], ["a"]), r"`prompts\[0\]` has .*not text.*an image"),
         ((["hi"], [[{"role": "user", "content": "a"}]]), r"`completions\[0\]`.*message of the assistant"),
         ((["hi"], [[{"role": "assistant", "content": "a", "tool_calls": []}]]), "`embed_tokens`"),
     ],
