@@ -6,7 +6,8 @@ FOLDER holds parquet files with a column `answer` or `solution`, in which each c
 `48/2 = <<48/2=24>>24`. The annotations are taken out; they say where the equations stand and what they come to.
 
     found           annotated equations that the reader finds in the bare text
-    called wrong    those it refuses; where another reader (Python's `ast`) finds the annotation to hold, a false alarm
+    called wrong    those it refuses. Where the annotation holds by another reader (Python's `ast`), either the text says
+                    something else than its annotation, or it is a false alarm: they are listed in the JSON file
     changed         one number of an equation that it accepts is changed, so that by the other reader it is wrong:
                     in the result or on the left, by one in its last digit, in any digit, or tenfold
 
@@ -95,6 +96,11 @@ def changed(literal: str, how: str, draw: random.Random) -> str:
     return literal[:place] + str((int(literal[place]) + step) % 10) + literal[place + 1 :]
 
 
+def is_other(new: str, old: str) -> bool:
+    """Whether a changed number is another one, and one that people write (not `05`)."""
+    return new != old and not re.match(r"0\d", new)
+
+
 def changes(text: str, place: int, annotation: str, equation: Equation, draw: random.Random) -> list[tuple]:
     """Wrong versions of an equation: (which side, how, changed text, shift of the result's place)."""
     left, _, result = annotation.rpartition("=")
@@ -103,7 +109,7 @@ def changes(text: str, place: int, annotation: str, equation: Equation, draw: ra
     for how in ("last digit", "any digit", "tenfold"):
         if literal is not None and value is not None:
             new = changed(literal[0], how, draw)
-            if new != literal[0] and not rounds(value, new):
+            if is_other(new, literal[0]) and not rounds(value, new):
                 made.append(("result", how, text[: literal.start()] + new + text[literal.end() :], 0))
         numbers = [
             match for match in NUMBER.finditer(text, equation.start, equation.equals) if left.count(match[0]) == 1
@@ -112,7 +118,7 @@ def changes(text: str, place: int, annotation: str, equation: Equation, draw: ra
             number = draw.choice(numbers)
             new = changed(number[0], how, draw)
             now = other_value(re.sub(rf"(?<![\d.]){re.escape(number[0])}(?![\d.])", new, left))
-            if now is not None and now != value and not rounds(now, literal[0]):
+            if now is not None and is_other(new, number[0]) and now != value and not rounds(now, literal[0]):
                 shifted = text[: number.start()] + new + text[number.end() :]
                 made.append(("left", how, shifted, len(new) - len(number[0])))
     return made
@@ -142,6 +148,12 @@ def measure(rows: list[str], seed: int) -> dict:
                 holds = value is not None and literal is not None and rounds(value, literal[0])
                 counts["called wrong"] += 1
                 counts["called wrong, hold by the other reader"] += holds
+                is_near = (
+                    value is not None
+                    and literal is not None
+                    and abs(value - Fraction(literal[0].replace(",", ""))) < 1
+                )
+                counts["called wrong, rounded to a whole number"] += is_near and not holds
                 if holds:
                     false_alarms.append(text[equation.start : equation.end])
                 continue

@@ -18,7 +18,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from .completions import completion_texts
-from .equation_text import WORD_CODES, Token, scale_of, tokens_of
+from .equation_text import ABSOLUTE, WORD_CODES, Token, scale_of, tokens_of
 
 
 MAX_TOKENS = 200  # of a side
@@ -43,8 +43,9 @@ PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2, "neg": 3, "^": 4}
 READINGS: tuple[Callable[[str], bool], ...] = (
     lambda unit: False,
     lambda unit: unit in ("%", "percent"),
-    lambda unit: True,
+    lambda unit: unit in ABSOLUTE,
 )
+ALL_UNITS: Callable[[str], bool] = lambda unit: True  # only where both sides have one  # noqa: E731
 
 
 class Equation(NamedTuple):
@@ -223,7 +224,9 @@ def _verdict(left: Side, right: Side, is_about: bool) -> bool | None:
     if left.number and right.number and not (_is_division(left, right) or _is_division(right, left)):
         return None
     try:
-        return any(_equal(left, right, reading, is_about) for reading in READINGS)
+        have_units = all(any(t.code == "T" and t.text not in ABSOLUTE for t in side.tokens) for side in (left, right))
+        readings = (*READINGS, ALL_UNITS) if have_units else READINGS
+        return any(_equal(left, right, reading, is_about) for reading in readings)
     except TooLarge:
         return None
 
@@ -274,13 +277,11 @@ def _rounding(side: Side, other: Side, reading: Callable[[str], bool], is_about:
     if number is None or number.decimals is None or other.number and other.number.text != "fraction":
         return Fraction(0), Fraction(0)
     unit = next(scale for token, scale in _bare(side.tokens, reading) if token is number)
-    if number.decimals:
-        unit /= 10 ** min(number.decimals, MAX_DECIMALS)
-        return (unit if is_about else unit / 2), unit
-    if not is_about:
-        return Fraction(0), Fraction(0)
-    zeros = len(number.text) - len(number.text.rstrip("0")) if number.value else 0
-    return (unit * 10**zeros / 2, Fraction(0)) if zeros else (unit, unit)
+    if number.decimals or is_about:
+        zeros = len(number.text) - len(number.text.rstrip("0")) if number.value and not number.decimals else 0
+        unit *= Fraction(10) ** (zeros - min(number.decimals, MAX_DECIMALS))
+        return unit / 2, Fraction(0) if zeros else unit
+    return Fraction(0), Fraction(0)
 
 
 def _bare(tokens: Sequence[Token], reading: Callable[[str], bool]) -> Iterator[tuple[Token, Fraction]]:

@@ -31,6 +31,7 @@ SCALES = {
     "ounce": Fraction(1), "oz": Fraction(1), "pound": Fraction(16), "lb": Fraction(16),
     "ml": Fraction(1), "liter": Fraction(1000), "cup": Fraction(1), "pint": Fraction(2), "quart": Fraction(4), "gallon": Fraction(16),
 }  # fmt: skip
+ABSOLUTE = frozenset("% percent dozen dozens hundred thousand million billion ¢ cent cents dollar dollars".split())
 GLUED = frozenset("mph kph cal kcal pts".split())  # units that may touch their number, besides those with a size
 HARMLESS = frozenset("a an another the his her their its all those these this that other additional extra".split())
 ABOUT = frozenset("about approximately around roughly nearly almost approx ~".split())

@@ -48,6 +48,7 @@ he has 7 apples (3 + 4 = 7) and more
 1/4 of the 200 = 50
 1/4 = 25%
 50 cents * 4 = $2
+3 dozen * 2 = 72
 2 hours + 30 minutes = 150 minutes
 2 hours * 60 minutes/hour = 120 minutes
 10/3 = 3.33
@@ -89,6 +90,8 @@ $\frac{3}{4} \times 20 = 16$
 5/0 = 3
 he has 7 apples (3 + 4 = 8) and more
 5 + 3 = 8 + 2
+1.5 * 1000 = 150 cm
+4000 - 160 = 240 pounds
 """.strip().splitlines()
 
 LEFT_ALONE = r"""
