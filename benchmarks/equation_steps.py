@@ -6,8 +6,8 @@ FOLDER holds parquet files with a column `answer` or `solution`, in which each c
 `48/2 = <<48/2=24>>24`. The annotations are taken out; they say where the equations stand and what they come to.
 
     found           annotated equations that the reader finds in the bare text
-    called wrong    those it refuses. Where the annotation holds by another reader (Python's `ast`), either the text says
-                    something else than its annotation, or it is a false alarm: they are listed in the JSON file
+    called wrong    those it refuses. Where the annotation holds by another reader (Python's `ast`), either the text
+                    says something else than its annotation, or it is a false alarm: the JSON file lists them
     changed         one number of an equation that it accepts is changed, so that by the other reader it is wrong:
                     in the result or on the left, by one in its last digit, in any digit, or tenfold
 

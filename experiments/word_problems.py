@@ -23,6 +23,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import Any
 
 from datasets import Dataset
@@ -415,12 +416,19 @@ def foreign_dataset(size: int, seed: int) -> Dataset:
     for entry in reasoning_gym.create_dataset("gsm_symbolic", seed=seed, size=2 * size + 50):
         worked, _, stated = entry["metadata"]["answer_cot"].partition("####")
         equations = find_equations(worked)
-        agrees = stated.strip().replace(",", "") == str(entry["answer"])
+        agrees = _number(stated) is not None and _number(stated) == _number(str(entry["answer"]))
         if equations and all(equation.holds for equation in equations) and agrees:
             rows.append((entry["question"], str(entry["answer"]), ""))
     if len(rows) < size:
         raise ValueError(f"`size` is {size}, but only {len(rows)} problems passed the check. Lower `size`.")
     return _dataset(rows[:size])
+
+
+def _number(text: str) -> Fraction | None:
+    try:
+        return Fraction(text.strip().replace(",", ""))
+    except (ValueError, ZeroDivisionError):
+        return None
 
 
 def _dataset(rows: Sequence[tuple[str, str, str]]) -> Dataset:

@@ -270,8 +270,9 @@ def _rounding(side: Side, other: Side, reading: Callable[[str], bool], is_about:
     """
     How far a lone number may be from what it rounds: at all, and if it is nearer to zero.
 
-    People round to the nearest or cut: `20 / 3 = 6.67` and `6.66`. Without "about" they do so to decimals, not to
-    whole numbers: `10 / 3 = 3` does not hold. Zeros at the end of a whole number after "about" are rounded ones.
+    People round to the nearest, or cut from two decimals on: `20 / 3 = 6.67` and `6.66`, but not `0.19 * 1 = 0.1`.
+    Without "about" they round to decimals, not to whole numbers: `10 / 3 = 3` does not hold. Zeros at the end of a
+    whole number after "about" are rounded ones.
     """
     number = side.number
     if number is None or number.decimals is None or other.number and other.number.text != "fraction":
@@ -280,7 +281,7 @@ def _rounding(side: Side, other: Side, reading: Callable[[str], bool], is_about:
     if number.decimals or is_about:
         zeros = len(number.text) - len(number.text.rstrip("0")) if number.value and not number.decimals else 0
         unit *= Fraction(10) ** (zeros - min(number.decimals, MAX_DECIMALS))
-        return unit / 2, Fraction(0) if zeros else unit
+        return unit / 2, Fraction(0) if zeros or number.decimals == 1 else unit
     return Fraction(0), Fraction(0)
 
 

@@ -166,7 +166,7 @@ def test_the_foreign_source_keeps_what_can_be_checked(monkeypatch):
         "7 / 2 = 3\n#### 3",
         "five\n#### 5",
         "2 + 3 = 5\n#### 6",
-        "1,000 + 5 = 1,005\n#### 1,005",
+        "1,000 + 5 = 1,005\n#### 1,005.0",
     ]
     entries = [
         {"question": f"Question {place}", "answer": answer, "metadata": {"answer_cot": text}}
