@@ -28,6 +28,8 @@ LOSS_TYPES = ("infonce", "supcon_out", "supcon_in", "soft_nn")
 SIMILARITIES = ("cosine", "l2", "negative_cosine")
 LEVELS = ("group", "cross", "batch")
 ANCHORS = ("correct", "incorrect", "all")
+BASELINES = (None, "log_positives")
+SCHEDULES = ("constant", "linear", "cosine")
 REWARD_TYPES = ("loss", "agreement", "similarity_gap")
 HEAD_TYPES = ("linear", "mlp")
 DEBIAS = (None, "layer_norm", "mean_subtract", "group_center")
@@ -227,6 +229,30 @@ class BeyondThePaperFields:
             "choices": REWARD_TYPES,
         },
     )
+    contrastive_baseline: str | None = field(
+        default=None,
+        metadata={
+            "help": 'What is taken off the loss before it is paid: None, or "log_positives", log |P(i)|, which InfoNCE and SupCon '
+            "cost an anchor whose |P(i)| positives are all in one point with it. Such a group then pays 0 whatever its size, and "
+            "none of it sits on the floor. The head learns the same. Beyond the paper."
+        },
+    )
+    contrastive_num_positives: int = field(
+        default=1,
+        metadata={
+            "help": 'Positives k that `contrastive_loss_type="infonce"` draws for each anchor, without replacement; its loss is '
+            "their mean, whose expectation does not depend on k and whose noise falls with it. 1 is the paper's way; as many as "
+            'there are, or more, is "supcon_out". More than 1 is beyond the paper.'
+        },
+    )
+    contrastive_reward_schedule: str = field(
+        default="constant",
+        metadata={
+            "help": 'What becomes of lambda while the policy learns: "constant", or from `contrastive_reward_weight` down to 0 at '
+            'the end of the run, "linear" or as a half "cosine". The steps of a frozen warm-up do not count. Beyond the paper.',
+            "choices": SCHEDULES,
+        },
+    )
     contrastive_step_reward: str | None = field(
         default=None,
         metadata={
@@ -302,6 +328,8 @@ class CLIPOConfigMixin(  # a dataclass lists the fields of its last base first
         check_choice("contrastive_level", self.contrastive_level, LEVELS)
         check_choice("contrastive_anchors", self.contrastive_anchors, ANCHORS)
         check_choice("contrastive_reward_type", self.contrastive_reward_type, REWARD_TYPES)
+        check_choice("contrastive_baseline", self.contrastive_baseline, BASELINES)
+        check_choice("contrastive_reward_schedule", self.contrastive_reward_schedule, SCHEDULES)
         check_choice("contrastive_head_type", self.contrastive_head_type, HEAD_TYPES)
         check_choice("contrastive_debias", self.contrastive_debias, DEBIAS)
         check_choice("contrastive_warmup_policy", self.contrastive_warmup_policy, WARMUP_POLICIES)
@@ -314,6 +342,7 @@ class CLIPOConfigMixin(  # a dataclass lists the fields of its last base first
             self._check_number(name, getattr(self, name) >= 0, "0 or greater")
         for name in ("contrastive_reward_offset", "contrastive_success_threshold"):
             self._check_number(name, True, "a finite number")
+        self._check_number("contrastive_num_positives", self.contrastive_num_positives >= 1, "1 or greater")
         self._check_number("contrastive_reward_floor", self.contrastive_reward_floor <= 0, "at most 0")
 
     def _check_reward(self) -> None:
@@ -328,10 +357,28 @@ class CLIPOConfigMixin(  # a dataclass lists the fields of its last base first
                 f"`contrastive_similarity` is {self.contrastive_similarity!r}. Set it to 'cosine', or the reward type to "
                 "'loss'."
             )
+        self._check_baseline_and_positives()
         if self.contrastive_calibration and self.contrastive_step_reward is None:
             raise ValueError(
                 "`contrastive_calibration` is True, but `contrastive_step_reward` is None. Name the reward function that checks "
                 "the steps; it may return None for most rollouts."
+            )
+
+    def _check_baseline_and_positives(self) -> None:
+        if self.contrastive_baseline is not None and self.contrastive_reward_type != "loss":
+            raise ValueError(
+                f"`contrastive_baseline` is {self.contrastive_baseline!r}, which is taken off the loss, but "
+                f"`contrastive_reward_type={self.contrastive_reward_type!r}` pays no loss. Leave out one of the two."
+            )
+        if self.contrastive_baseline is not None and self.contrastive_loss_type == "soft_nn":
+            raise ValueError(
+                f"`contrastive_baseline` is {self.contrastive_baseline!r}, but `contrastive_loss_type='soft_nn'` costs a group "
+                "in one point nothing, so there is nothing to take off. Set `contrastive_baseline` to None."
+            )
+        if self.contrastive_num_positives > 1 and self.contrastive_loss_type != "infonce":
+            raise ValueError(
+                f"`contrastive_num_positives` is {self.contrastive_num_positives}, but "
+                f"`contrastive_loss_type={self.contrastive_loss_type!r}` uses all positives. Set it to 1, or the loss to 'infonce'."
             )
 
     def _check_group_size(self) -> None:

@@ -11,7 +11,7 @@ from transformers import HfArgumentParser
 from reward_funcs.errors import UsageError
 
 from ..faithfulness.jobs import JobPool, SettingsDiffer
-from .grid import Settings, check_arms, jobs_of, read_arms
+from .grid import Settings, check_arms, jobs_of, prepare_worker, read_arms
 from .report import final_value, write_report
 
 
@@ -44,8 +44,8 @@ def run_grid(settings: Settings) -> int:
     failed = []
     if not settings.report_only:
         check_arms(arms)
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # trainings share the cores, and results do not depend on them
-        with JobPool(settings.num_processes, console) as pool:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the worker processes: one core each
+        with JobPool(settings.num_processes, console, None if settings.launcher else prepare_worker) as pool:
             failed = pool.run(list(jobs.values()), "Runs")
     results: dict[str, dict[int, dict[str, float]]] = {arm.name: {} for arm in arms}
     for (arm, seed), job in jobs.items():

@@ -1,10 +1,11 @@
 """Arms from files of fields, and the jobs that train them: one for each arm and seed."""
 
+import contextlib
 import functools
 import json
 import shlex
 import subprocess
-import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from ..faithfulness.jobs import Job
 
 
 CONFIGS = Path("configs/ablations")
-STEPS_60 = "experiments/ablations/steps_60.yaml"
+STEPS_40 = "experiments/ablations/steps_40.yaml"
 ARMS = (
     *(f"loss_{name}" for name in ("supcon_out", "supcon_in", "soft_nn")),
     *(f"temperature_{value}" for value in (0.02, 0.1, 0.2)),
@@ -30,7 +31,7 @@ LOG_LINES = 30  # of a run that failed, to be told
 
 def default_arms() -> list[str]:
     plain = [f"{CONFIGS}/{name}.yaml" for name in ("grpo", *ARMS)]
-    return [*plain, *(f"{CONFIGS}/{name}.yaml+{STEPS_60}" for name in POLICY_NEVER_WAITS)]
+    return [*plain, *(f"{CONFIGS}/{name}.yaml+{STEPS_40}" for name in POLICY_NEVER_WAITS)]
 
 
 @dataclass
@@ -55,10 +56,12 @@ class Settings:
     launcher: str = field(
         default="",
         metadata={
-            "help": "Words that start a training. Default: `clipo train`. For example `accelerate launch train.py`."
+            "help": "Words that start a training, such as `accelerate launch train.py`. Default: in this program's processes."
         },
     )
-    num_processes: int = field(default=2, metadata={"help": "Trainings at a time; 1 where they share one GPU."})
+    num_processes: int = field(
+        default=2, metadata={"help": "Trainings at a time, each on one thread; 1 where they share one GPU."}
+    )
     output_dir: str = field(default="runs/ablations", metadata={"help": "Where everything goes, and is looked for."})
     report_only: bool = field(default=False, metadata={"help": "Run nothing; report what is finished."})
 
@@ -121,22 +124,41 @@ def check_arms(arms: list[Arm]) -> None:
 
 
 def _job(settings: Settings, arm: Arm, seed: int) -> Job:
-    launcher = shlex.split(settings.launcher) or [sys.executable, "-m", "clipo_trl.cli", "train"]
+    words = ["--config", *arm.files, "--seed", str(seed)]
+    launcher = shlex.split(settings.launcher)
     return Job(
         name=f"{arm.name}, seed {seed}",
         folder=Path(settings.output_dir) / "runs" / arm.name / str(seed),
         settings={"fields": arm.fields, "seed": seed},
-        steps=1,
-        work=functools.partial(train, [*launcher, "--config", *arm.files, "--seed", str(seed)]),
+        steps=1 if launcher else max(arm.fields.get("max_steps", 1), 1),
+        work=functools.partial(launch, [*launcher, *words]) if launcher else functools.partial(train, words),
     )
 
 
-def train(command: list[str], folder: Path, on_step: Callable[..., None]) -> list[dict[str, Any]]:
+def train(words: list[str], folder: Path, on_step: Callable[..., None]) -> list[dict[str, Any]]:
+    """Train in this process as the words of `clipo train` say, into `folder`. Returns what was logged."""
+    import transformers  # here: the main process needs none of it
+
+    from clipo_trl.cli.train import main
+
+    class Stepper(transformers.TrainerCallback):
+        """In the place of the progress bar."""
+
+        def on_step_end(self, args, state, control, **kwargs):
+            on_step()
+
+    transformers.trainer.DEFAULT_PROGRESS_CALLBACK = Stepper
+    with open(folder / LOG, "w") as log, contextlib.redirect_stdout(log):
+        trainer = main([*words, "--output_dir", str(folder / MODEL), "--disable_tqdm", "false"])
+    return trainer.state.log_history
+
+
+def launch(command: list[str], folder: Path, on_step: Callable[..., None]) -> list[dict[str, Any]]:
     """
-    Train as the words say, into `folder`. Returns what was logged.
+    Train by a command of its own, into `folder`. Returns what was logged.
 
     Raises:
-        RuntimeError: the training failed; with the end of what it wrote, all of which is in log.txt.
+        RuntimeError: it failed; with the end of what it wrote.
     """
     words = [*command, "--output_dir", str(folder / MODEL)]
     with open(folder / LOG, "w") as log:
@@ -144,10 +166,8 @@ def train(command: list[str], folder: Path, on_step: Callable[..., None]) -> lis
     try:
         while process.poll() is None:
             on_step()  # raises if the grid is stopped
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.5)
-            except subprocess.TimeoutExpired:
-                pass
     finally:
         if process.poll() is None:
             process.terminate()
@@ -156,3 +176,16 @@ def train(command: list[str], folder: Path, on_step: Callable[..., None]) -> lis
         end = "\n".join((folder / LOG).read_text(errors="replace").splitlines()[-LOG_LINES:])
         raise RuntimeError(f"{shlex.join(words)}\n{end}\nended with exit status {process.returncode}")
     return json.loads((folder / MODEL / "trainer_state.json").read_text())["log_history"]
+
+
+def prepare_worker() -> None:
+    """One thread, and nothing on the screen: that is the main process's."""
+    import datasets
+    import torch
+    from transformers.utils import logging
+
+    torch.set_num_threads(1)  # trainings share the cores, and results do not depend on their number
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    warnings.filterwarnings("ignore")
