@@ -86,7 +86,8 @@ def report_lines(numbers: dict[str, Any], about: dict[str, Any]) -> Iterable[str
             level, difference = found["level"], found["difference"]
             told = "" if difference is None else f"{_number(difference['mean'], '+')} {_interval(difference)}"
             yield f"| {arm} | {level['n']} | {_number(level['mean'])} | {told} |"
-    yield f"\n![Paired differences to the base, by seed and with intervals]({PICTURE})"
+    if any(len(arms) > 1 for arms in numbers.values()):
+        yield f"\n![Paired differences to the base, by seed and with intervals]({PICTURE})"
 
 
 def _number(value: float, sign: str = "") -> str:
