@@ -148,7 +148,7 @@ def train(words: list[str], folder: Path, on_step: Callable[..., None]) -> list[
             on_step()
 
     transformers.trainer.DEFAULT_PROGRESS_CALLBACK = Stepper
-    with open(folder / LOG, "w") as log, contextlib.redirect_stdout(log):
+    with open(folder / LOG, "w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         trainer = main([*words, "--output_dir", str(folder / MODEL), "--disable_tqdm", "false"])
     return trainer.state.log_history
 
