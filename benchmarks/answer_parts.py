@@ -1,13 +1,17 @@
-r"""What each part of the comparison of answers earns: what is lost without it, and if math-verify decides in its place.
+r"""What each part of the comparison of answers earns: what is lost without it, and if math-verify decides in its
+place.
 
     python -m benchmarks.answer_parts [DATA_FOLDER]
 
-The cases are the tests' own tables of answers (`tests/test_reward_funcs_math.py`) and, with a folder of parquet files in the layout of
-the paper's data, their golds in the tests' rewritings and near misses (`tests/test_reward_funcs_data.py`), in every other spelling that
-the normal form knows, and in the rewritings here; the golds themselves, and the golds of other rows. Each says whether its answer is right. Each part is then switched off, by patching its module, in two ways:
+The cases are the tests' own tables of answers (`tests/test_reward_funcs_math.py`, `tests/reward_cases.py`) and, with a
+folder of parquet files in the layout of the paper's data, their golds in the tests' rewritings and near misses
+(`tests/test_reward_funcs_data.py`), in every other spelling that the normal form knows, and in the rewritings here;
+the golds themselves, and the golds of other rows. Each says whether its answer is right. Each part is then switched
+off, by patching its module, in two ways:
 
     without      the part does nothing, and the rest goes on as it can
-    math-verify  rows in which the part changed the verdict, or what computer algebra was asked, are decided by math-verify alone
+    math-verify  rows in which the part changed the verdict, or what computer algebra was asked, are decided by
+                 math-verify alone
 
 A right answer that is refused then, and was not before, is lost; a wrong one that is accepted then is a wrong accept.
 """
@@ -46,7 +50,9 @@ from reward_funcs.verifiable import is_multiple_choice
 
 ROOT = Path(__file__).parents[1]
 OUTPUT = Path("runs/benchmarks/answer_parts.json")
-FILES = ("comparison", "exact_numbers", "normal_form", "shapes", "symbolic", "units")
+FILES = (
+    "comparison", "counted_nouns", "dress", "exact_numbers", "formulas", "names", "normal_form", "shapes", "symbolic", "units",
+)  # fmt: skip
 MODULES = {name: import_module(f"reward_funcs.answers.{name}") for name in FILES}
 COLUMNS = (
     "part", "file", "lines", "rows", "lost without", "wrong accepts without", "lost to math-verify", "wrong accepts of math-verify",
@@ -54,7 +60,7 @@ COLUMNS = (
 )  # fmt: skip
 NEVER = re.compile(r"(?!)()")  # with the one group that replacements name
 SECONDS = 5.0  # for one question to computer algebra
-EVERYTHING = "all six files"
+EVERYTHING = "all ten files"
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,8 @@ class Part:
         name (`str`): What it does.
         file (`str`): Module of `reward_funcs.answers`.
         off (`dict`): "module.name" -> what stands there while the part is off.
-        code (`tuple` of `str` or `int`): Names whose definitions are the part, or a number of lines. Default: the whole file.
+        code (`tuple` of `str` or `int`): Names whose definitions are the part, or a number of lines. Default: the
+            whole file.
         asks (`Callable`): Of a question to computer algebra, whether the part may change its answer. Default: no.
     """
 
@@ -130,6 +137,12 @@ def reader_off(pattern: str) -> dict[str, Any]:
     return dict.fromkeys(("shapes.parse_number", "symbolic.parse_number"), unless(pattern))
 
 
+def pattern_off(*names: str) -> tuple[re.Pattern, ...]:
+    """What finds units, but for the patterns of these names."""
+    units = MODULES["units"]
+    return tuple(pattern for pattern in units.PATTERNS if pattern not in [getattr(units, name) for name in names])
+
+
 def same_value(gold, answer) -> bool:
     return MODULES["exact_numbers"].same_number(gold.value, answer.value)
 
@@ -161,6 +174,13 @@ def parts() -> list[Part]:
         Part("membership", "comparison", {"comparison._equal_members": to_algebra}, ("_equal_members",)),
         Part("order: sets and sequences", "comparison", {"comparison._equal_in_any_order": MODULES["comparison"]._equal_in_order}, ("_equal_in_any_order",)),
         Part("intervals as inequalities", "comparison", {"comparison.SETS": set()}, (6, "SETS")),
+        Part("`and` and `or`", "comparison", {"comparison._is_statement": lambda part: False}, ("_is_statement", 2)),
+        Part("counted nouns", "counted_nouns", {"units.is_counted_noun": lambda word: False}),
+        Part("dress", "dress", {"normal_form.undress": MODULES["dress"].strip_delimiters}, ("REWRITES", "undress", 7)),
+        Part("dollars, Markdown and quotes around", "dress", {"dress.strip_delimiters": str.strip}, ("AROUND", "LOOSE_END", "strip_delimiters")),
+        Part("formulas alone to algebra", "formulas", {"comparison.is_formula": always}, ("COMMANDS", "NOT_FORMULAS", "is_formula")),
+        Part("bound letters", "formulas", {"formulas.BOUND": {}}, ("BOUND", 5)),
+        Part("named values", "names", {"comparison.equal_named": nothing}),
         Part("exact rationals", "exact_numbers", reader_off("")),
         Part("number words", "exact_numbers", {"exact_numbers.WORDS": ()}, ("WORDS", 3)),
         Part("millions", "exact_numbers", {"exact_numbers.SCALED": NEVER}, ("SCALES", "SCALED", 2)),
@@ -178,12 +198,12 @@ def parts() -> list[Part]:
         Part("fonts and function names", "normal_form", {"normal_form.REWRITES": without_rewrites(r"\mathrm{e}", r"\mathbf{x}", r"\text{sin}")}, ("FUNCTIONS", 3)),
         Part("degree signs", "normal_form", {"normal_form.REWRITES": without_rewrites(r"9^\circ")}, (1,)),
         Part("braces for arguments", "normal_form", {"normal_form._brace_arguments": str}, ("_brace_arguments", "_closing_parenthesis")),
-        Part("dollars around formulas", "normal_form", {"normal_form._strip_math_delimiters": str.strip}, ("_strip_math_delimiters",)),
         Part("blanks", "normal_form", {"normal_form.TIGHT": NEVER, "comparison.key": str}, ("TIGHT", "key")),
         Part("shapes", "shapes", {"comparison.shape_of": lambda text: shape("expression" if text else "empty", text)}),
         Part("lists and sets", "shapes", {"shapes._list": nothing}, ("_list", "SEPARATORS")),
         Part("plus or minus", "shapes", {"shapes._both_signs": lambda element: [element]}, ("_both_signs",)),
         Part("tuples and intervals", "shapes", {"shapes._delimited": nothing}, ("_delimited", "_closes_at_end")),
+        Part("sets by a condition", "shapes", {"shapes.SET_BUILDER": NEVER}, ("SET_BUILDER", "_set_builder", 2)),
         Part("unions", "shapes", {"shapes._union": nothing}, ("_union", "UNION")),
         Part("matrices", "shapes", {"shapes._matrix": nothing}, ("_matrix", "MATRIX")),
         Part("relations", "shapes", {"shapes._relation": nothing}, ("_relation", "RELATIONS")),
@@ -197,13 +217,17 @@ def parts() -> list[Part]:
         Part("multiples of equations", "symbolic", {"symbolic._equal_equations": by_verify}, ("_equal_equations",), asks=lambda text: "=" in text),
         Part("degrees", "symbolic", {"symbolic.DEGREES": NEVER}, ("DEGREES", 1), asks=algebra.DEGREES.search),
         Part("products with brackets", "symbolic", {"symbolic.PRODUCT": NEVER}, ("PRODUCT", 1), asks=algebra.PRODUCT.search),
+        Part("matrices worked out", "symbolic", {"symbolic._is_matrix": lambda parsed: False}, ("_is_matrix", "_equal_matrices", 2), asks=lambda text: "begin{" in text),
+        Part("primes", "symbolic", {"symbolic.with_named_primes": str}, (1,), asks=lambda text: "'" in text),
         Part("capitals", "symbolic", {"symbolic.CAPITAL": NEVER}, ("CAPITAL", 1), asks=algebra.CAPITAL.search),
         Part("units", "units", {"shapes.split_unit": lambda normal: (normal, None)}),
         Part("contradicting units", "units", {"comparison.same_unit": lambda *_: True}, ("same_unit",)),
+        Part("unknown words", "units", {"units._is_harmless": always}, ("_is_harmless", 2)),
         Part("currencies", "units", {"units.CURRENCY": NEVER}, ("CURRENCY", 3)),
-        Part("signs (%, °)", "units", {"units.SYMBOL": NEVER}, ("SYMBOL", 2)),
-        Part("units as text", "units", {"units.TEXT": NEVER}, ("TEXT", "NOT_TEXT_UNITS", 4)),
-        Part("plain units and nouns", "units", {"units.PLAIN": NEVER}, ("PLAIN", "SCALE", "NOT_NOUNS", 5)),
+        Part("signs (%, °)", "units", {"units.PATTERNS": pattern_off("SYMBOL")}, ("SYMBOL", 2)),
+        Part("quotients of units", "units", {"units.PATTERNS": pattern_off("QUOTIENT", "OVER", "GREEK")}, ("JOINT", "UNIT", "QUOTIENT", "OVER", "GREEK")),
+        Part("units as text", "units", {"units.PATTERNS": pattern_off("TEXT")}, ("TEXT", "NOT_TEXT_UNITS", 4)),
+        Part("plain units and nouns", "units", {"units.PATTERNS": pattern_off("PLAIN")}, ("PLAIN", "SCALE", "NOT_NOUNS", 5)),
         Part("names of units", "units", {"units.CANONICAL": {}}, ("SPELLINGS", "CANONICAL", "COMPOUNDS", "_canonical", "_singular")),
     ]  # fmt: skip
 
@@ -221,10 +245,10 @@ def tests(name: str) -> ModuleType:
 
 
 def cases_of_the_tests() -> list[Case]:
-    tables = tests("test_reward_funcs_math")
+    tables, more = tests("test_reward_funcs_math"), tests("reward_cases")
     return [
         Case(gold, answer, right)
-        for table, right in ((tables.EQUAL, True), (tables.DIFFERENT, False))
+        for table, right in ((tables.EQUAL, True), (tables.DIFFERENT, False), (more.RIGHT, True), (more.WRONG, False))
         for rows in table.values()
         for gold, answers in rows
         for answer in answers
@@ -233,8 +257,9 @@ def cases_of_the_tests() -> list[Case]:
 
 def cases_of_the_data(folder: Path, rows: int) -> list[Case]:
     """
-    Golds of a folder's files that are no options of multiple choice: as they are, in each of the rewritings and near misses,
-    in other spellings, and beside other golds of their file. At most `rows` of each of these, drawn with a fixed seed.
+    Golds of a folder's files that are no options of multiple choice: as they are, in each of the rewritings and near
+    misses, in other spellings, and beside other golds of their file. At most `rows` of each of these, drawn with a
+    fixed seed.
     """
     files = sorted(folder.rglob("*.parquet"))
     if not files:
@@ -286,7 +311,8 @@ def as_member(gold: str) -> str | None:
 
 
 def other_spellings(golds: list[str]) -> Iterator[list[Case]]:
-    """For each command and character that the normal form replaces: the golds that have what it is replaced by, with it."""
+    """For each command and character that the normal form replaces: the golds that have what it is replaced by, with
+    it."""
     normal = MODULES["normal_form"]
     forms = {gold: normal.normal_form(gold) for gold in golds}
     commands = {
@@ -299,13 +325,14 @@ def other_spellings(golds: list[str]) -> Iterator[list[Case]]:
         yield [Case(gold, answer, True) for gold, answer in found if answer != forms[gold]]
 
 
-def golds_of(file: Path) -> list[str]:
+def golds_of(file: Path, every_kind: bool = False) -> list[str]:
+    """Distinct golds of a file; options of multiple choice only if `every_kind`."""
     table = pyarrow.parquet.read_table(file, columns=["reward_model", "data_source"]).to_pydict()
     answers = [
         (final_answer(row["ground_truth"]), source)
         for row, source in zip(table["reward_model"], table["data_source"], strict=True)
     ]
-    return sorted({gold for gold, source in answers if gold and not is_multiple_choice(gold, source)})
+    return sorted({gold for gold, source in answers if gold and (every_kind or not is_multiple_choice(gold, source))})
 
 
 # ---------------------------------------------------------------------- verdicts
@@ -413,7 +440,8 @@ def verdicts(
 def compare(
     name: str, file: str, lines: int, cases: list[Case], whole: list[Verdict], off: list[Verdict], alone: list
 ) -> dict:
-    """What is lost on the cases that a part has to do with: without it (`off`), and with math-verify in its place (`alone`)."""
+    """What is lost on the cases that a part has to do with: without it (`off`), and with math-verify in its place
+    (`alone`)."""
     touched = [
         row for row, (a, b) in enumerate(zip(whole, off, strict=True)) if (a.equal, a.questions) != (b.equal, b.questions)
     ]  # fmt: skip

@@ -39,7 +39,7 @@ class Settings:
 
 def run_tests() -> dict:
     """The tests marked `gpu`; the summary is pytest's last line."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--no-header", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--no-header", "-W", "default"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     lines = done.stdout.strip().splitlines() or [done.stderr[-500:]]
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]

@@ -90,7 +90,11 @@ def __getattr__(name: str) -> Any:
         name = _RENAMED[name]
     if name not in _MODULES:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    from .environment import explained_imports
+
+    with explained_imports():
+        module = importlib.import_module(f".{_MODULES[name]}", __name__)
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -89,7 +89,8 @@ ALGORITHMS = {
     "dapo": Algorithm(
         "arXiv 2503.14476",
         makes={"loss_type": ("dapo",), **TOKEN},
-        published={"epsilon_high": 0.28, "mask_truncated_completions": True},
+        published={"epsilon_high": 0.28, "mask_truncated_completions": True, "dynamic_sampling": True},
+        plain="clipo_trl.dapo:DAPOTrainer",
     ),
     "gmpo": Algorithm(
         "arXiv 2507.20673",

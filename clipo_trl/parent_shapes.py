@@ -49,6 +49,12 @@ else:
     GRPOTrainerShape = object
 
 
+def end_tokens(trainer: GRPOTrainerShape) -> list[int]:
+    """Tokens that end a completion: up to trl 1.14.1 the tokenizer's alone, later also the generation's."""
+    own = getattr(trainer, "eos_token_ids", None)
+    return [trainer._tokenizer.eos_token_id] if own is None else own
+
+
 def default_arguments(trainer: Any, model: Any) -> Any:
     """What a trainer of ours takes where it is given no `args`: its own configuration, a folder named after both."""
     name = model if isinstance(model, str) else model.config._name_or_path

@@ -24,11 +24,12 @@ from .checkpoint import load_checked, load_state, save_state
 from .completions_table import table_columns
 from .config import CLIPOConfig, CLIPOConfigMixin, warn_of_combinations
 from .dynamic_sampling import DynamicSamplingMixin
+from .environment import check_environment
 from .head import HEAD_FOLDER, ContrastiveHead, check_hidden_size, head_settings, resolve_saved_head
 from .hidden_states import HiddenStateReader
 from .learner import HeadLearner
 from .metrics import batch_metrics
-from .parent_shapes import CLIPOArguments, arguments_by_name, default_arguments
+from .parent_shapes import CLIPOArguments, arguments_by_name, default_arguments, end_tokens
 from .scored_batch import ScoredBatch
 from .success import find_success_rule, label_successes, warn_of
 from .upstream.zero3_order import forget_order_of_layers
@@ -62,6 +63,8 @@ class CLIPOMixin(DynamicSamplingMixin):
     def __init__(self, *args, **kwargs):
         given = arguments_by_name(type(self), CLIPOMixin, args, kwargs)
         given["args"] = self._with_contrastive_fields(given.get("args"), given.get("model"))
+        if given["args"].use_vllm:
+            check_environment()
         # First of all: a saved head decides which states are read.
         given["args"], self._saved_head = resolve_saved_head(given["args"])
         self._refuse_images(given.get("train_dataset"))
@@ -75,7 +78,7 @@ class CLIPOMixin(DynamicSamplingMixin):
 
         reader = HiddenStateReader(self.accelerator.unwrap_model(self.model), self.args.contrastive_layer)
         mode = self._choose_capture_mode(reader)
-        self.states = StateSource(reader, mode, self.args.contrastive_pooling, self.eos_token_ids, self.accelerator)
+        self.states = StateSource(reader, mode, self.args.contrastive_pooling, end_tokens(self), self.accelerator)
         self.contrastive_head = self._make_head(reader.hidden_size).to(self.accelerator.device)
         self.head_learner = HeadLearner(self.contrastive_head, self.args, self.accelerator)
         num_prompts = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None

@@ -1,6 +1,7 @@
 """Reward functions for the paper's data: plain TRL reward functions, usable without this project's trainer.
 
-Nothing heavy is imported here: computer algebra lives in worker processes, TRL is imported by the one reward that needs it.
+Nothing heavy is imported here: computer algebra lives in worker processes, TRL is imported by the one reward that
+needs it.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from .multiple_choice import multiple_choice_reward
 from .overlong import soft_overlong_punishment
 from .pool import configure_pool
 from .verifiable import verifiable_reward
+from .verl_compatible import verl_boxed_reward, verl_compatible_reward
 
 
 REWARD_FUNCS: dict[str, Callable[..., Sequence[float | None]]] = {
@@ -21,6 +23,8 @@ REWARD_FUNCS: dict[str, Callable[..., Sequence[float | None]]] = {
     "math_accuracy": math_accuracy_reward,
     "multiple_choice": multiple_choice_reward,
     "format": format_reward,
+    "verl_compatible": verl_compatible_reward,
+    "verl_boxed": verl_boxed_reward,
 }
 
 
@@ -29,12 +33,14 @@ def get_reward_func(name: str, *, max_completion_length: int | None = None) -> C
     Reward function by its name, or by a dotted path `package.module.function`.
 
     Args:
-        name (`str`): `verifiable`, `math_accuracy`, `multiple_choice`, `format`, `soft_overlong`, or a dotted path.
+        name (`str`): `verifiable`, `math_accuracy`, `multiple_choice`, `format`, `soft_overlong`, `verl_compatible`,
+            `verl_boxed`, or a dotted path.
         max_completion_length (`int`, *optional*): Longest completion in tokens; `soft_overlong` needs it.
 
     Raises:
-        UsageError: Unknown name, `soft_overlong` without a length, or a path to something that cannot be called. A `ValueError`.
-        NotImportable: A name in a dotted path leads nowhere, and which ([`~dotted_path.import_function`]). An `ImportError`.
+        UsageError: Unknown name, `soft_overlong` without a length, or a path to something that cannot be called. A
+        `ValueError`. NotImportable: A name in a dotted path leads nowhere, and which
+        ([`~dotted_path.import_function`]). An `ImportError`.
     """
     if name in REWARD_FUNCS:
         return REWARD_FUNCS[name]
@@ -43,7 +49,7 @@ def get_reward_func(name: str, *, max_completion_length: int | None = None) -> C
             raise UsageError("Reward 'soft_overlong' needs `max_completion_length`, the longest completion in tokens.")
         return soft_overlong_punishment(max_completion_length)
     if not all(name.split(".")) or "." not in name:
-        known = ", ".join([*REWARD_FUNCS, "soft_overlong"])
+        known = ", ".join(sorted([*REWARD_FUNCS, "soft_overlong"], key=lambda name: name.startswith("verl_")))
         raise UsageError(
             f"Unknown reward function '{name}'. Known: {known}; or give a dotted path, 'package.module.function'."
         )
@@ -61,4 +67,6 @@ __all__ = [
     "multiple_choice_reward",
     "soft_overlong_punishment",
     "verifiable_reward",
+    "verl_boxed_reward",
+    "verl_compatible_reward",
 ]

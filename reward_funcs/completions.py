@@ -1,4 +1,5 @@
-r"""From a completion to its final answer: the text of the last assistant message, and the content of its last `\boxed{}`."""
+r"""From a completion to its final answer: the text of the last assistant message, and the content of its last
+`\boxed{}`."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -15,9 +16,9 @@ def completion_text(completion: str | list[dict[str, Any]]) -> str:
     Text of a completion, plain or conversational. Never an error.
 
     Args:
-        completion (`str` or `list[dict]`): Plain text, or messages as TRL passes them. Of several messages (tool calls in
-            between) the last one of the assistant counts. Its `content` may be a string, `None`, or a list of parts, of which
-            those with a `text` are joined.
+        completion (`str` or `list[dict]`): Plain text, or messages as TRL passes them. Of several messages (tool calls
+            in between) the last one of the assistant counts. Its `content` may be a string, `None`, or a list of
+            parts, of which those with a `text` are joined.
 
     Returns:
         `str`, empty if there is no text, or if the completion is something else.
@@ -31,8 +32,8 @@ def completion_texts(completions: Sequence[Any], log_metric: Callable[[str, floa
 
     Args:
         completions (`list[str]` or `list[list[dict]]`): Completions.
-        log_metric (`Callable`, *optional*): From TRL: gets `reward_checks/odd_completions`, how many of them are neither text nor
-            messages (numbers, bytes, `None`, nested lists), at every call. Their text is empty.
+        log_metric (`Callable`, *optional*): From TRL: gets `reward_checks/odd_completions`, how many of them are
+            neither text nor messages (numbers, bytes, `None`, nested lists), at every call. Their text is empty.
     """
     texts = [_text_or_none(completion) for completion in completions]
     if log_metric is not None:
@@ -77,7 +78,8 @@ def last_boxed(text: str) -> str | None:
 
 
 def closing_brace(text: str, begin: int) -> int:
-    r"""Index of the `}` that closes the `{` at `begin`, or -1 (also if too far). `\{` and `\}` are characters, not braces."""
+    r"""Index of the `}` that closes the `{` at `begin`, or -1 (also if too far). `\{` and `\}` are characters, not
+    braces."""
     depth = 0
     for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, begin, begin + MAX_BOX):
         depth += {"{": 1, "}": -1}.get(brace.group(), 0)

@@ -1,4 +1,5 @@
-"""A function of the user's by its dotted path, `package.module.function`; if there is none, which of the names is wrong."""
+"""A function of the user's by its dotted path, `package.module.function`; if there is none, which of the names is
+wrong."""
 
 import importlib
 import sys
@@ -12,11 +13,12 @@ from .errors import NotImportable, UsageError
 
 def import_function(path: str) -> Callable:
     """
-    Import a function by its dotted path. The working directory is searched too, after everything else, so that no file in it
-    takes the place of a library's; it stays in `sys.path`.
+    Import a function by its dotted path. The working directory is searched too, after everything else, so that no file
+    in it takes the place of a library's; it stays in `sys.path`.
 
     Raises:
-        NotImportable: A package, a module, something the module imports, or the function is missing. The message says which,
+        NotImportable: A package, a module, something the module imports, or the function is missing. The message says
+        which,
             and where it was looked for. Other errors of the module's own code are passed on.
         UsageError: What stands there cannot be called.
     """

@@ -1,4 +1,5 @@
-"""Mistakes in what a user gave: options, files, names. Their message is the whole story, so scripts show it without a traceback."""
+"""Mistakes in what a user gave: options, files, names. Their message is the whole story, so scripts show it without a
+traceback."""
 
 
 class UsageError(ValueError):

@@ -11,6 +11,7 @@ from .answers import is_comparable
 from .completions import last_boxed
 from .errors import UsageError
 from .pool import shared_pool
+from .worked_solutions import worked_answer
 
 
 logger = logging.getLogger(__name__)
@@ -20,8 +21,10 @@ MAX_LISTED = 20  # golds in a message
 
 def final_answer(solution: Any) -> str | None:
     r"""
-    Final answer of a gold solution: the content of its last `\boxed{}`, else what follows the last `####` (GSM8K), else all of
-    it. Numbers, truth values and lists are taken as Python writes them (`True`, `[1, 2]`).
+    Final answer of a gold solution: the content of its last `\boxed{}`, else what follows the last `####` (GSM8K),
+    else all of it. Where several boxes are parts of one answer (`$k=\boxed{5}$ or $k=\boxed{-3}$`), it is all of them,
+    with commas ([`~worked_solutions.worked_answer`]). Numbers, truth values and lists are taken as Python writes them
+    (`True`, `[1, 2]`).
 
     Returns:
         `str`, empty if the solution has a box with nothing in it; `None` if there is no solution (`None`, NaN, blank).
@@ -30,7 +33,9 @@ def final_answer(solution: Any) -> str | None:
         return None
     text = str(solution).strip()
     if "\\boxed" in text or "\\fbox" in text:
-        return last_boxed(text) or ""
+        answer = last_boxed(text)
+        worked = worked_answer(text) if answer else None
+        return worked.text if worked else answer or ""
     if "####" in text:
         text = text.rpartition("####")[2].strip()
     return text or None
@@ -38,10 +43,15 @@ def final_answer(solution: Any) -> str | None:
 
 @dataclass
 class GoldReport:
-    """What [`check_golds`] found. `unparsable`: row number -> gold solution, of the rows that cannot be checked properly."""
+    """
+    What [`check_golds`] found: row number -> gold solution, of the rows that cannot be checked properly
+    (`unparsable`), and of worked
+    solutions whose boxes differ without a sign of why (`undecided`): the last one is taken for the answer.
+    """
 
     total: int
     unparsable: dict[int, str] = field(default_factory=dict)
+    undecided: dict[int, str] = field(default_factory=dict)
 
     @property
     def share(self) -> float:
@@ -52,14 +62,16 @@ def check_golds(
     dataset: Iterable[Mapping[str, Any]], max_unparsable_share: float = 0.01, column: str = "solution"
 ) -> GoldReport:
     """
-    Check, before training, that the golds of a dataset can be compared with rewritten answers, and list those that cannot.
+    Check, before training, that the golds of a dataset can be compared with rewritten answers, and list those that
+    cannot.
 
-    Such a gold is missing, an empty box, a worked solution without a box, or LaTeX that math-verify cannot parse. An answer to
-    it is right only if it is the very same string.
+    Such a gold is missing, an empty box, a worked solution without a box, or LaTeX that math-verify cannot parse. An
+    answer to it is right only if it is the very same string.
 
     Args:
         dataset (`datasets.Dataset` or iterable of rows): Rows with a gold solution each.
-        max_unparsable_share (`float`, *optional*, defaults to 0.01): Largest share of such golds, from 0 to 1, that is no error.
+        max_unparsable_share (`float`, *optional*, defaults to 0.01): Largest share of such golds, from 0 to 1, that is
+            no error.
         column (`str`, *optional*, defaults to `"solution"`): Column of the gold solutions.
 
     Returns:
@@ -79,6 +91,13 @@ def check_golds(
         for row, (solution, answer) in enumerate(zip(solutions, answers, strict=True))
         if answer not in comparable
     }
+    report.undecided = {row: solution for row, solution in enumerate(solutions) if _is_undecided(solution)}
+    if report.undecided and os.environ.get("RANK", "0") == "0":
+        rows = "\n".join(f"  row {row}: {answers[row]}" for row in list(report.undecided)[:MAX_LISTED])
+        logger.warning(
+            f"{len(report.undecided)} of {report.total} worked solutions have boxes of different values, and the last one is taken "
+            f"for the answer. Leave one box in each if that is wrong:\n{rows}"
+        )
     if report.unparsable:
         message = _message(report, answers)
         if report.share > max_unparsable_share:
@@ -89,6 +108,11 @@ def check_golds(
         if os.environ.get("RANK", "0") == "0":
             logger.warning(message)
     return report
+
+
+def _is_undecided(solution: Any) -> bool:
+    worked = worked_answer(solution) if isinstance(solution, str) and solution.count("\\boxed") > 1 else None
+    return worked is not None and not worked.decided
 
 
 def _column(dataset: Iterable[Mapping[str, Any]], column: str) -> list:

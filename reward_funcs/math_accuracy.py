@@ -18,21 +18,23 @@ def math_accuracy_reward(
     **kwargs,
 ) -> list[float | None]:
     r"""
-    Reward by value: numbers exactly (`0.5`, `\frac12`, `50\%`), expressions, equations and sets by computer algebra, sequences
-    element by element, words by their letters. `docs/rewards.md` says what is accepted.
+    Reward by value: numbers exactly (`0.5`, `\frac12`, `50\%`), expressions, equations and sets by computer algebra,
+    sequences element by element, words by their letters. `docs/rewards.md` says what is accepted.
 
-    Computer algebra runs in worker processes with a deadline ([`configure_pool`]); an answer that takes longer, or kills its
-    worker, scores 0.0 and is counted.
+    Computer algebra runs in worker processes with a deadline ([`configure_pool`]); an answer that takes longer, or
+    kills its worker, scores 0.0 and is counted.
 
     Args:
         completions (`list[str]` or `list[list[dict]]`): Completions, plain or conversational.
         solution (`list`): Gold solutions; a worked one is reduced to the content of its last `\boxed{}`.
-        log_extra (`Callable`, *optional*): From TRL: gets the boxed answers as column `math_answer` of the completions table.
-        log_metric (`Callable`, *optional*): From TRL: gets `reward_checks/timed_out` and `reward_checks/worker_died`, the
-            numbers of such answers in this call, and what [`~completions.completion_texts`] counts.
+        log_extra (`Callable`, *optional*): From TRL: gets the boxed answers as column `math_answer` of the completions
+            table.
+        log_metric (`Callable`, *optional*): From TRL: gets `reward_checks/timed_out` and `reward_checks/worker_died`,
+            the numbers of such answers in this call, and what [`~completions.completion_texts`] counts.
 
     Returns:
-        `list[float | None]`: 1.0 or 0.0, `None` for a row without a gold solution. No box, an empty or unclosed one: 0.0.
+        `list[float | None]`: 1.0 or 0.0, `None` for a row without a gold solution. No box, an empty or unclosed one:
+        0.0.
     """
     answers = [last_boxed(text) for text in completion_texts(completions, log_metric)]
     scores, failures = grade_answers([final_answer(one) for one in solution], answers)
@@ -70,7 +72,8 @@ def log_checks(
     log_extra: Callable[[str, list], None] | None,
     log_metric: Callable[[str, float], None] | None,
 ) -> None:
-    """Hand answers and counts to TRL, at every call, so that means over steps and processes count the calls without."""
+    """Hand answers and counts to TRL, at every call, so that means over steps and processes count the calls
+    without."""
     if log_extra is not None:
         log_extra(column, ["" if answer is None else answer[:200] for answer in answers])
     if log_metric is not None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from .answers import MAX_CHARACTERS, spelling
+from .answers import MAX_CHARACTERS, spelling, undress
 from .completions import completion_text, completion_texts, last_boxed
 from .gold import final_answer
 
@@ -17,8 +17,15 @@ LETTER = r"(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z]))"
 BARE_LETTER = re.compile(
     rf"(?:(?:the )?(?:correct )?(?:final )?(?:answer|option|choice)(?: is)?:? ?)?{LETTER}[.):]?", re.IGNORECASE
 )
-LETTER_AND_TEXT = re.compile(r"(?:\(([A-Za-z])\)|([A-Z])[.):])\s*(?P<text>\S.*)", re.DOTALL)
-FONTS = "text|textbf|textit|textrm|textsf|mathrm|mathbf|mathit|mathsf"
+LETTER_AND_TEXT = re.compile(
+    r"(?:\(([A-Za-z])\)\s*[.:]?\s*(?:[-–—]\s+)?|([A-Z])(?:[.):]\s*|\s+[-–—]\s*|\s+))(?P<text>\S.*)", re.DOTALL
+)
+# Beside a letter, where the options are not known: another letter, or words that take the letter back.
+SUSPICIOUS = re.compile(
+    r"\([A-Za-z]\)|\b[B-HJ-Z]\b|\bA(?:[.):,]|$)|(?i:\b(?:or|and|not|no|wrong|incorrect|false|correct|right|answer|option|choice|"
+    r"is|are|isn't|but|rather|instead|actually|either|neither|both|maybe|nor|except|than|plus|vs)\b)"
+)
+FONTS = "text|textbf|textit|textrm|textsf|mathrm|mathbf|mathit|mathsf|boldsymbol|bm|emph|mbox"
 FONT_GROUP = re.compile(rf"\\(?:{FONTS})\s*\{{([^{{}}]*)\}}")
 MARKUP = re.compile(rf"\\(?:{FONTS}|boxed|bf|rm|left|right|displaystyle)(?![a-zA-Z])")
 
@@ -32,20 +39,23 @@ def multiple_choice_reward(
     **kwargs,
 ) -> list[float | None]:
     r"""
-    Reward for the right option: its letter (`B`, `b`, `(B)`, `B.`, `\text{(B)}`, `Option B`), letter and text (`B. library`), or,
-    where the prompt lists the options, one a line, its text.
+    Reward for the right option: its letter (`B`, `b`, `(B)`, `B.`, `\text{(B)}`, `Option B`), letter and text (`B.
+    library`), or, where the prompt lists the options, one a line, its text.
 
     Refused are other letters, several letters, and a letter with the text of another option.
 
     Args:
         completions (`list[str]` or `list[list[dict]]`): Completions, plain or conversational.
         solution (`list`): Gold options: a letter, in any of the forms above, or an option's text.
-        prompts (`list[str]` or `list[list[dict]]`, *optional*): From TRL: prompts, of which the last message may list the options.
-        log_extra (`Callable`, *optional*): From TRL: gets the boxed answers as column `choice_answer` of the completions table.
+        prompts (`list[str]` or `list[list[dict]]`, *optional*): From TRL: prompts, of which the last message may list
+            the options.
+        log_extra (`Callable`, *optional*): From TRL: gets the boxed answers as column `choice_answer` of the
+            completions table.
         log_metric (`Callable`, *optional*): From TRL, see [`~completions.completion_texts`].
 
     Returns:
-        `list[float | None]`: 1.0 or 0.0, `None` for a row without a gold solution. No box, an empty or unclosed one: 0.0.
+        `list[float | None]`: 1.0 or 0.0, `None` for a row without a gold solution. No box, an empty or unclosed one:
+        0.0.
     """
     answers = [last_boxed(text) for text in completion_texts(completions, log_metric)]
     prompts = prompts or [None] * len(answers)
@@ -71,20 +81,22 @@ def grade_choice(gold: str | None, answer: str | None, options: Mapping[str, str
 
 def choice_letter(text: str, options: Mapping[str, str]) -> str | None:
     """Capital letter of the option that a text names, or `None` if it names none, or contradicts itself."""
-    plain = _plain(text)
+    plain = _plain(undress(text))
     if match := BARE_LETTER.fullmatch(plain):
         return next(group for group in match.groups() if group).upper()
     if match := LETTER_AND_TEXT.fullmatch(plain):
         letter = (match[1] or match[2]).upper()
-        others = [other for other, option in options.items() if _same_text(option, match["text"])]
-        return letter if not others or letter in others else None
+        if options:
+            return letter if letter in options and _is_told(options[letter], match["text"]) else None
+        return letter if not SUSPICIOUS.search(match["text"]) else None
     named = [letter for letter, option in options.items() if _same_text(option, text)]
     return named[0] if len(named) == 1 else None
 
 
 def options_of(prompt: str | list[dict[str, Any]] | None) -> dict[str, str]:
     """
-    Options that a prompt lists, one a line (`A. bank`, `(A) bank`, `A) bank`), from A on without gaps: letter -> text. Of several
+    Options that a prompt lists, one a line (`A. bank`, `(A) bank`, `A) bank`), from A on without gaps: letter -> text.
+        Of several
     such lists the last counts (few-shot examples come before); of a text with the heading `Options:`, what follows it.
     """
     if not prompt:
@@ -111,8 +123,16 @@ def _plain(text: str) -> str:
     return " ".join(re.sub(r"\\[,;:! ]|~", " ", text).split()).strip(" .,;")
 
 
-def _same_text(a: str, b: str) -> bool:
-    return _text_key(a) == _text_key(b) != ""
+def _is_told(option: str, text: str) -> bool:
+    """Whether a text beside a letter is that option's: the same, or the beginning of it (a part of a long option is
+    enough)."""
+    full, told = _text_key(option), _text_key(text)
+    return told == full != "" or (len(told.split()) >= 3 and full.startswith(told + " "))
+
+
+def _same_text(option: str, answer: str) -> bool:
+    """With and without its dress: an option may begin with "It is" itself."""
+    return _text_key(option) != "" and _text_key(option) in (_text_key(answer), _text_key(undress(answer)))
 
 
 @lru_cache(maxsize=16384)

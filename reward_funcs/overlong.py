@@ -8,12 +8,13 @@ def soft_overlong_punishment(
 ) -> Callable[..., list[float]]:
     r"""
     Make the reward of DAPO, Eq. (13) (arXiv 2503.14476), by [`~trl.rewards.get_soft_overlong_punishment`]: 0 up to
-    `max_completion_length - cache_length` tokens, from there linearly down to -1 at `max_completion_length`, and -1 beyond.
+    `max_completion_length - cache_length` tokens, from there linearly down to -1 at `max_completion_length`, and -1
+    beyond.
 
     Args:
         max_completion_length (`int`): Longest completion that training allows, in tokens (L_max; DAPO: 20480).
-        cache_length (`int`, *optional*): Tokens before the limit over which the punishment grows (L_cache). Default: a fifth
-            of `max_completion_length`, DAPO's proportion (4096 of 20480).
+        cache_length (`int`, *optional*): Tokens before the limit over which the punishment grows (L_cache). Default: a
+            fifth of `max_completion_length`, DAPO's proportion (4096 of 20480).
 
     Returns:
         Reward function that reads `completion_ids`, as TRL passes them.

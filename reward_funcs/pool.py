@@ -1,8 +1,8 @@
 """A bounded pool of worker processes with a deadline for each task.
 
-The workers are plain subprocesses ([`worker`]) and not `multiprocessing` ones: those would import the training script, and with
-it torch, and could not be started from a daemon or while a script is being imported. Time is kept by the caller, who kills
-what is late; no signals are used, so it works in any thread.
+The workers are plain subprocesses ([`worker`]) and not `multiprocessing` ones: those would import the training script,
+and with it torch, and could not be started from a daemon or while a script is being imported. Time is kept by the
+caller, who kills what is late; no signals are used, so it works in any thread.
 """
 
 import atexit
@@ -35,7 +35,8 @@ Task = tuple[str, ...]
 
 @dataclass
 class Outcome:
-    """Results of the tasks, in their order: `True`, `False`, or `None` if the task was given up; `failures`: which were, and why."""
+    """Results of the tasks, in their order: `True`, `False`, or `None` if the task was given up; `failures`: which
+    were, and why."""
 
     results: list[bool | None]
     failures: dict[int, str] = field(default_factory=dict)
@@ -46,10 +47,11 @@ class WorkerPool:
     Pool of worker processes. They start when first needed and end with the pool or with this process.
 
     Args:
-        num_workers (`int`, *optional*): Processes, at most. Default: the cores this process may use, divided by the processes
+        num_workers (`int`, *optional*): Processes, at most. Default: the cores this process may use, divided by the
+            processes
             of the node (`LOCAL_WORLD_SIZE`), at least 1 and at most 8.
-        deadline (`float`, *optional*, defaults to 5.0): Seconds a task may take. Later ones are given up, their worker killed
-            and replaced.
+        deadline (`float`, *optional*, defaults to 5.0): Seconds a task may take. Later ones are given up, their worker
+            killed and replaced.
 
     Raises:
         ValueError: `num_workers` below 1, `deadline` not above 0.
@@ -71,7 +73,8 @@ class WorkerPool:
         self._failed_starts = 0  # in a row
 
     def run(self, tasks: Sequence[Task]) -> Outcome:
-        """Run tasks, each the name of one and its strings (`worker.main` lists them). One call at a time, others wait."""
+        """Run tasks, each the name of one and its strings (`worker.main` lists them). One call at a time, others
+        wait."""
         if os.getpid() != self._pid:
             raise RuntimeError(
                 "A WorkerPool belongs to the process that made it. Call `shared_pool()` for one of this process."
@@ -220,8 +223,8 @@ class _Worker:
 
 def _library_folders() -> list[str]:
     """
-    Where a worker may find math-verify if it is not installed: PYTHONPATH, and where this process looks, but for the working
-    directory, whose files have names of their own making.
+    Where a worker may find math-verify if it is not installed: PYTHONPATH, and where this process looks, but for the
+    working directory, whose files have names of their own making.
     """
     named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     others = [folder for folder in sys.path if folder != os.getcwd()]
@@ -255,7 +258,8 @@ def shared_pool() -> WorkerPool:
 
 def configure_pool(num_workers: int | None = None, deadline: float = 5.0) -> None:
     """
-    Set how many worker processes check answers, and how many seconds an answer may take, for all rewards of this process.
+    Set how many worker processes check answers, and how many seconds an answer may take, for all rewards of this
+    process.
 
     Args and errors: [`WorkerPool`].
     """

@@ -36,19 +36,21 @@ def verifiable_reward(
     **kwargs,
 ) -> list[float | None]:
     r"""
-    Reward for the right answer in the last `\boxed{}`: multiple choice by [`multiple_choice_reward`], where the row's `data_source`
-    names such a dataset or the gold is an option's letter; everything else by [`math_accuracy_reward`].
+    Reward for the right answer in the last `\boxed{}`: multiple choice by [`multiple_choice_reward`], where the row's
+    `data_source` names such a dataset or the gold is an option's letter; everything else by [`math_accuracy_reward`].
 
     Args:
         completions (`list[str]` or `list[list[dict]]`): Completions, plain or conversational.
         solution (`list`): Gold solutions.
         data_source (`list[str]` or `str`, *optional*): Dataset that each row, or all of them, comes from.
         prompts (`list[str]` or `list[list[dict]]`, *optional*): From TRL: prompts, which may list the options.
-        log_extra (`Callable`, *optional*): From TRL: gets the boxed answers as column `verifiable_answer` of the completions table.
+        log_extra (`Callable`, *optional*): From TRL: gets the boxed answers as column `verifiable_answer` of the
+            completions table.
         log_metric (`Callable`, *optional*): From TRL, see [`math_accuracy_reward`].
 
     Returns:
-        `list[float | None]`: 1.0 or 0.0, `None` for a row without a gold solution. No box, an empty or unclosed one: 0.0.
+        `list[float | None]`: 1.0 or 0.0, `None` for a row without a gold solution. No box, an empty or unclosed one:
+        0.0.
     """
     answers = [last_boxed(text) for text in completion_texts(completions, log_metric)]
     golds = [final_answer(one) for one in solution]

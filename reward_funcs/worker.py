@@ -1,11 +1,12 @@
-"""The process that does computer algebra, started by [`pool.WorkerPool`] as `python -P .../worker.py DEADLINE FOLDER...`.
+"""The process that does computer algebra, started by [`pool.WorkerPool`] as `python -P .../worker.py DEADLINE
+FOLDER...`.
 
-By its file and not by `-m`: nothing is then imported from the working directory, or from whatever folder this package lies in. The
-standard library and the installed packages come first, and then the folders that are named.
+By its file and not by `-m`: nothing is then imported from the working directory, or from whatever folder this package
+lies in. The standard library and the installed packages come first, and then the folders that are named.
 
-One JSON line in, a list of tasks; one JSON line out for each task, as soon as it is done. It holds sympy and math-verify, not torch,
-and ends with its standard input, so that no worker outlives the trainer; one that hangs then is ended by the alarm that is
-set for each task. It never has to keep time: its parent does, and kills it.
+One JSON line in, a list of tasks; one JSON line out for each task, as soon as it is done. It holds sympy and
+math-verify, not torch, and ends with its standard input, so that no worker outlives the trainer; one that hangs then
+is ended by the alarm that is set for each task. It never has to keep time: its parent does, and kills it.
 """
 
 import contextlib
@@ -33,6 +34,7 @@ def main(deadline: float) -> None:
     os.dup2(2, 1)
     try:
         from .answers import equal, is_comparable, load_algebra
+        from .verl_compatible import same_as_verl
 
         algebra = load_algebra()
     except Exception as error:
@@ -42,6 +44,7 @@ def main(deadline: float) -> None:
     tasks: dict[str, Callable[..., bool | None]] = {
         "equal": lambda gold, answer: equal(gold, answer, algebra),
         "comparable": lambda gold: is_comparable(gold, algebra),
+        "verl": same_as_verl,
     }
     replies.write(json.dumps("ready") + "\n")
     for line in sys.stdin:

@@ -29,7 +29,7 @@ OF_TRL = {"gmpo": GMPOTrainer, "conspo": ConSPOTrainer}  # the others are GRPOTr
 NAMES = [None, *ALGORITHMS]
 
 
-def trained(tmp_path, name, trainer_class, **settings):
+def trained(tmp_path, name, trainer_class, reward_funcs=letters_reward, **settings):
     """Five optimizer steps, two to a generation batch, so that ratios are not 1."""
     algorithm = find_algorithm(name)
     args = tiny_config(
@@ -39,7 +39,7 @@ def trained(tmp_path, name, trainer_class, **settings):
     )
     algorithm.check(str(name), args)
     trainer = trainer_class(
-        tiny_model(), letters_reward, args, train_dataset=tiny_dataset(), processing_class=tiny_tokenizer()
+        tiny_model(), reward_funcs, args, train_dataset=tiny_dataset(), processing_class=tiny_tokenizer()
     )
     trainer.train()
     assert trainer.state.global_step == 5
@@ -53,15 +53,27 @@ def same(first, second):
 @pytest.mark.parametrize("name", NAMES)
 def test_with_weight_zero_it_is_trls_own_bit_for_bit(tmp_path, name):
     algorithm = find_algorithm(name)
-    theirs = trained(tmp_path, name, OF_TRL.get(name, GRPOTrainer))
-    plain = trained(tmp_path, name, algorithm.trainer_class(contrastive=False))
+    as_trl = {"dynamic_sampling": False} if name == "dapo" else {}  # which TRL has not
+    theirs = trained(tmp_path, name, OF_TRL.get(name, GRPOTrainer), **as_trl)
+    plain = trained(tmp_path, name, algorithm.trainer_class(contrastive=False), **as_trl)
     start = dict(tiny_model().named_parameters())
     assert same(theirs, plain) and not same(theirs, start)
     ours = algorithm.trainer_class()
     assert issubclass(ours, CLIPOMixin) and not issubclass(algorithm.trainer_class(contrastive=False), CLIPOMixin)
-    assert same(theirs, trained(tmp_path, name, ours, contrastive_reward_weight=0.0))
+    assert same(theirs, trained(tmp_path, name, ours, contrastive_reward_weight=0.0, **as_trl))
     scale = {"conspo_contrastive_scale": 4.0} if name == "conspo" else {}
-    assert not same(theirs, trained(tmp_path, name, ours, **scale))
+    assert not same(theirs, trained(tmp_path, name, ours, **scale, **as_trl))
+
+
+def test_with_weight_zero_dapo_with_dynamic_sampling_is_the_plain_one(tmp_path):
+    def only_c(completions, **kwargs):  # few groups have a spread
+        return [float("c" in completion[0]["content"]) for completion in completions]
+
+    settings = {"reward_funcs": only_c, "temperature": 1.5}
+    plain = trained(tmp_path, "dapo", ALGORITHMS["dapo"].trainer_class(contrastive=False), **settings)
+    ours = ALGORITHMS["dapo"].trainer_class()
+    assert same(plain, trained(tmp_path, "dapo", ours, contrastive_reward_weight=0.0, **settings))
+    assert not same(plain, trained(tmp_path, "dapo", ours, **settings))
 
 
 def test_no_two_algorithms_are_the_same(tmp_path):
@@ -105,7 +117,7 @@ def test_values_that_are_not_given_are_the_published_ones():
     _, args, _ = parse_arguments(["--algorithm", "gspo", "--epsilon", "0.001", *ON_CPU])
     assert (args.epsilon, args.epsilon_high) == (1e-3, 4e-4)
     _, args, _ = parse_arguments(["--algorithm", "dapo", *ON_CPU])
-    assert args.mask_truncated_completions is True and args.epsilon_high == 0.28
+    assert args.mask_truncated_completions is True and args.epsilon_high == 0.28 and args.dynamic_sampling is True
     _, args, _ = parse_arguments(ON_CPU)
     assert (args.loss_type, args.importance_sampling_level, args.epsilon) == ("dapo", "token", 0.2)
 
@@ -196,7 +208,7 @@ OWN |= {"sapo_temperature_neg", "conspo_temperature", "conspo_target_margin", "c
 OWN |= {"conspo_contrastive_scale"}
 MORE = {
     "gspo": {"gradient_accumulation_steps", "save_steps", "eval_steps"},
-    "dapo": {"reward_funcs", "contrastive_success_rewards", "mask_truncated_completions"},
+    "dapo": {"reward_funcs", "contrastive_success_rewards", "mask_truncated_completions", "dynamic_sampling"},
 }
 
 

@@ -501,3 +501,34 @@ def test_vllm_gets_an_adapter_over_its_base(model_path, adapter_path, vllm):
     VLLMSampler(adapter_path, Decoding()).sample([[5]], [0])
     assert vllm.model["model"] == model_path and vllm.model["enable_lora"] and vllm.model["max_lora_rank"] == 8
     assert vllm.lora_request == ("adapter", 1, adapter_path)
+
+
+def test_questions_that_stand_twice_are_resampled_once():
+    """Every row twice: the mean stays, and intervals and p-values are those of the rows once, not narrower."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.random(60) < share for share in (0.4, 0.6))
+    labels, twice = np.arange(60), np.concatenate([np.arange(60)] * 2)
+    a2, b2 = (np.concatenate([side, side]).astype(float) for side in (a, b))
+    once = estimate([a.astype(float)], questions=[labels])
+    assert once == estimate([a.astype(float)])
+    assert estimate([a2], questions=[twice]) == pytest.approx(once)
+    assert estimate([a2]).high - estimate([a2]).low < 0.8 * (once.high - once.low)
+    pair = (a.astype(float), b.astype(float))
+    assert paired_difference([(a2, b2)], questions=[twice]) == pytest.approx(paired_difference([pair]))
+    assert paired_difference([(a2, b2)]).p_value < paired_difference([pair]).p_value
+
+
+def test_some_questions_twice_weigh_by_their_rows():
+    draws = bootstrap_means(
+        np.array([1.0, 1.0, 0.0]), np.random.default_rng(0), 20_000, questions_Q=np.array([0, 0, 1])
+    )
+    values, counts = np.unique(draws.round(9), return_counts=True)
+    assert values == pytest.approx([0.0, 2 / 3, 1.0]) and counts / 20_000 == pytest.approx([0.25, 0.5, 0.25], abs=0.02)
+
+
+def test_tables_say_how_many_questions_are_different():
+    rows = [row | {"prompt": f"question {number % 2}"} for number, row in enumerate(records([[1.0]] * 4))]
+    results = summarise("m", {"truthfulqa": rows})
+    assert (results["sets"]["truthfulqa"]["questions"], results["sets"]["truthfulqa"]["different_questions"]) == (4, 2)
+    assert "4 (2 different)" in result_tables(results)[-1].to_markdown()
+    assert "different" not in result_tables(summarise("m", {"s": rows[:2]}))[-1].to_markdown()

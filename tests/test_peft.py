@@ -39,7 +39,7 @@ def test_states_are_those_with_the_adapter_on(tmp_path, adapter, mode, beta):
     trainer = record(
         tmp_path, mode, trainer_kwargs={"peft_config": ADAPTERS[adapter]}, beta=beta, max_steps=2, **settings_of(mode)
     )
-    assert_right(trainer)
+    assert_right(trainer, atol=3e-5)  # rsLoRA's larger scale enlarges the rounding
     tokens, pooled, _ = trainer.records[0]
     with trainer.model.disable_adapter():
         assert not torch.allclose(pooled, full_forward_states(trainer.model, tokens), atol=1e-2)
@@ -127,8 +127,8 @@ def test_activation_checkpointing_under_an_adapter(tmp_path, mode, reentrant):
         tmp_path,
         mode,
         trainer_kwargs={"peft_config": ADAPTERS["LoRA"]},
-        activation_checkpointing=True,
-        activation_checkpointing_kwargs={"use_reentrant": reentrant},
+        gradient_checkpointing=True,
+        gradient_checkpointing_kwargs={"use_reentrant": reentrant},
         max_steps=2,
         **settings_of(mode),
     )

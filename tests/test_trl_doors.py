@@ -554,15 +554,15 @@ def test_activation_checkpointing(tmp_path, mode, reentrant, layer):
         trainer = record(
             tmp_path,
             mode,
-            activation_checkpointing=checkpointing,
-            activation_checkpointing_kwargs={"use_reentrant": reentrant},
+            gradient_checkpointing=checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": reentrant},
             contrastive_layer=layer,
             max_steps=2,
             **EXACT,
             **settings_of(mode),
         )
         assert_column_right(trainer)
-        assert trainer.model.is_activation_checkpointing == checkpointing
+        assert trainer.model.is_gradient_checkpointing == checkpointing
         expected = 1.0 if mode == "forward" else None  # decoding keeps its cache
         assert trainer.state.log_history[0].get("contrastive/extra_forward_passes") == expected
         return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])

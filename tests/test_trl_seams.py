@@ -3,23 +3,36 @@ The places inside TRL and transformers that CLIPO hangs on. When a release moves
 run does.
 """
 
+import ast
 import inspect
+import re
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
+from packaging.version import Version
+from tiny_models import letters_reward, tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
 from transformers import Trainer
-from trl import GRPOTrainer, import_utils
+from trl import GRPOConfig, GRPOTrainer, import_utils
+from trl import __version__ as trl_version
 from trl.models.utils import _ForwardRedirection
 
 from clipo_trl.cli.doctor import range_of
 from clipo_trl.conspo_trainer import ConSPOMixin
 from clipo_trl.dynamic_sampling import DynamicSamplingMixin
+from clipo_trl.parent_shapes import end_tokens
 from clipo_trl.trainer import CLIPOMixin
 from clipo_trl.upstream.continuous_batching import ContinuousBatchingMixin
 from clipo_trl.upstream.evaluation import EvaluationMixin
 from clipo_trl.upstream.exact_resume import ExactResumeMixin
 
 
+TRL = Version(trl_version)
+# trl 1.14 hands its arguments on, as they come.
+SCORING_PASS = (
+    "_full_logits_logps" if Version("1.14") <= TRL < Version("1.15") else "_get_per_token_logps_and_entropies"
+)
 SIGNATURES = {
     (GRPOTrainer, "_generate"): ["self", "prompts"],
     (GRPOTrainer, "_generate_and_score_completions"): ["self", "inputs"],
@@ -62,7 +75,7 @@ def test_signatures(owner, name):
 
 
 def test_scoring_pass():
-    method = GRPOTrainer._get_per_token_logps_and_entropies
+    method = getattr(GRPOTrainer, SCORING_PASS)
     found = list(inspect.signature(method).parameters)[:6]
     expected = ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size"]
     assert found == expected, moved(GRPOTrainer, method.__name__, f"begins with {found}, and began with {expected}")
@@ -104,9 +117,14 @@ LINES = [
         "truncated completions are shown to themselves",
     ),
     (
-        "_get_per_token_logps_and_entropies",
-        "labels = input_ids_batch.masked_fill(attention_mask_batch == 0, -100)",
-        "log-probabilities are 0 where a token is masked",
+        SCORING_PASS,
+        # Before 1.14 a masked token has the log-probability that comes out, and the mask alone keeps it from the loss.
+        "labels = input_ids_batch.masked_fill(attention_mask_batch == 0, -100)"
+        if TRL >= Version("1.15")
+        else "logits, completion_ids, temperature=self.temperature, row_mask=completion_mask"
+        if TRL >= Version("1.14")
+        else "logps = selective_log_softmax(logits, completion_ids)",
+        "log-probabilities are 0, or count for nothing, where a token is masked",
     ),
     (
         "log",
@@ -273,17 +291,98 @@ def test_nothing_that_conspo_overrides_has_vanished():
     }, "a method of ConSPO and one of TRL share a name by accident, or TRL dropped one that is overridden"
 
 
-@pytest.mark.parametrize("version, supported", [("0.21.9", 0), ("0.22.0", 1), ("0.31.0+cu129", 1), ("0.31.1", 0)])
-def test_range_of_vllm(monkeypatch, version, supported):
-    """`clipo doctor` reads it in TRL's metadata; TRL itself warns by numbers in its code."""
-    monkeypatch.setattr(import_utils, "_is_package_available", lambda *args, **kwargs: (True, version))
-    with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
-        assert import_utils.is_vllm_available()
-    assert bool(warned) is not bool(supported), f"`is_vllm_available` takes vLLM {version} otherwise than it did."
-    assert range_of("vllm").contains(version) is bool(supported), (
-        f"TRL's metadata takes vLLM {version} otherwise than it did."
+# Attributes that a mixin sets over the parent's own: each has to be there before.
+SET_OVER_THE_PARENTS = {
+    "_buffered_inputs",
+    "_current_train_step_time",
+    "environment_factories",
+    "environments",
+    "_last_loaded_step",
+    "_logs",
+    "_step",
+    "beta",
+    "rollout_func",
+    "tools",
+}
+
+
+def attributes_of_a_trainer(contexts):
+    """Names that the mixins' modules, and functions that get a trainer, read (or set) of `self` and `trainer`."""
+    mixins = [one for one in CLIPOMixin.__mro__ if one.__module__.startswith("clipo_trl.")]
+    modules = {one.__module__ for one in mixins} | {"clipo_trl.parent_shapes", "clipo_trl.upstream.zero3_order"}
+    names = set()
+    for module in modules:
+        tree = ast.parse(Path(sys.modules[module].__file__).read_text(encoding="utf-8"))
+        others = {one.name for one in tree.body if isinstance(one, ast.ClassDef)} - {one.__name__ for one in mixins}
+        tree.body = [one for one in tree.body if getattr(one, "name", None) not in others]
+        for node in ast.walk(tree):
+            of_trainer = isinstance(node, ast.Attribute) and getattr(node.value, "id", "") in ("self", "trainer")
+            if of_trainer and isinstance(node.ctx, contexts):
+                names.add(node.attr)
+    return names
+
+
+@pytest.fixture(scope="module")
+def grpo_trainer(tmp_path_factory):
+    """After a step, since some attributes are made in training."""
+    trainer = GRPOTrainer(
+        tiny_model(),
+        letters_reward,
+        tiny_config(tmp_path_factory.mktemp("seams"), GRPOConfig, max_steps=1),
+        train_dataset=tiny_dataset(),
+        processing_class=tiny_tokenizer(),
     )
+    trainer.train()
+    return trainer
+
+
+def test_attributes_of_the_parent_that_are_read(grpo_trainer):
+    ours = {name for mixin in CLIPOMixin.__mro__ if mixin.__module__.startswith("clipo_trl.") for name in vars(mixin)}
+    read, assigned = attributes_of_a_trainer(ast.Load), attributes_of_a_trainer(ast.Store)
+    theirs = (read - ours - assigned) | SET_OVER_THE_PARENTS
+    assert {
+        "use_transformers_continuous_batching",
+        "_metrics",
+        "_tokenizer",
+        "reward_func_names",
+        "deepspeed",
+    } <= theirs
+    only_with_vllm = {"_last_loaded_step"}
+    gone = {name for name in theirs - only_with_vllm if not hasattr(grpo_trainer, name)}
+    assert gone == set(), moved(GRPOTrainer, ", ".join(gone), "is gone")
+    assert "self._last_loaded_step = -1" in inspect.getsource(GRPOTrainer.__init__)
+    assert SET_OVER_THE_PARENTS <= assigned  # none is listed that nothing sets
+
+
+def test_end_tokens(grpo_trainer):
+    """Before 1.14.2 TRL had the tokenizer's alone, and no attribute."""
+    has_more = TRL >= Version("1.14.2")
+    assert hasattr(grpo_trainer, "eos_token_ids") is has_more
+    assert end_tokens(grpo_trainer) == [grpo_trainer._tokenizer.eos_token_id]
+    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    assert ("self.eos_token_ids" in source) is has_more
+    assert ("self._tokenizer.eos_token_id" in source) is not has_more
+
+
+# Keys of TRL's stores that are read, filled or emptied.
+@pytest.mark.parametrize("key", ["rewards", "extra", "advantages"])
+def test_stores_of_the_latest_rollouts(grpo_trainer, key):
+    assert key in grpo_trainer._logs
+    assert {"train", "eval"} == set(grpo_trainer._metrics)
+
+
+def test_range_of_vllm(monkeypatch):
+    """`clipo doctor` reads it in TRL's metadata; TRL itself warns by numbers in its code."""
+    first, last = re.search(r"versions from ([\d.]+) to ([\d.]+)\.", inspect.getsource(import_utils)).groups()
+    for version, supported in [(first, 1), (f"{last}+cu129", 1), ("0.1.9", 0), ("9.0", 0)]:
+        monkeypatch.setattr(import_utils, "_is_package_available", lambda *args, v=version, **kwargs: (True, v))
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            assert import_utils.is_vllm_available()
+        assert bool(warned) is not bool(supported), f"`is_vllm_available` takes vLLM {version} otherwise than it did."
+        assert range_of("vllm").contains(version) is bool(supported), (
+            f"TRL's metadata takes vLLM {version} otherwise than it did."
+        )
 
 
 def test_names_of_reward_columns():

@@ -46,9 +46,9 @@ def test_workflow(path):
 def test_what_workflows_name_exists(path):
     makefile = (ROOT / "Makefile").read_text()
     for script in scripts(read(path)):
-        for target in re.findall(r"^make (\w+)", script, re.MULTILINE):
+        for target in re.findall(r"^make ([\w-]+)", script, re.MULTILINE):
             assert re.search(rf"^{target}:", makefile, re.MULTILINE)
-        for name in re.findall(r"\b(?:tests/\w+\.py|constraints\.txt)", script):
+        for name in re.findall(r"\b(?:tests/\w+\.(?:py|txt)|constraints\.txt)", script):
             assert (ROOT / name).is_file()
 
 

@@ -87,7 +87,7 @@ def tiny_config(output_dir, config_class=CLIPOConfig, **settings):
         logging_steps=1,
         save_strategy="no",
         disable_tqdm=True,
-        activation_checkpointing=False,
+        gradient_checkpointing=False,
     )
     if isinstance(config_class, type) and issubclass(config_class, CLIPOConfigMixin):
         defaults["contrastive_embedding_dim"] = 8

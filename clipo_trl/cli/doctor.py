@@ -18,6 +18,8 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from ..environment import conflicts, installed_version, range_for, requirements_of
+
 
 # Optional packages: whose metadata has their range, and under which extra.
 OPTIONAL = {"deepspeed": ("clipo_trl", "deepspeed"), "vllm": ("trl", "vllm")}
@@ -123,17 +125,8 @@ def package_rows() -> list[Row]:
         check_python(platform.python_version(), about["Requires-Python"]),
         *(check_package(requirement) for requirement in requirements_of("clipo_trl")),
         *map(check_optional, OPTIONAL),
+        *conflict_rows(),
     ]
-
-
-def requirements_of(package: str, extra: str = "") -> list[Requirement]:
-    """What an installed package requires here (with one of its extras); nothing if it is not installed."""
-    try:
-        listed = metadata.requires(package) or []
-    except metadata.PackageNotFoundError:
-        return []
-    requirements = map(Requirement, listed)
-    return [one for one in requirements if one.marker is None or one.marker.evaluate({"extra": extra})]
 
 
 def check_python(version: str, tested: str) -> Row:
@@ -156,7 +149,7 @@ def check_package(requirement: Requirement) -> Row:
 def check_optional(name: str) -> Row:
     """A package that may be there, in its range."""
     source, _ = OPTIONAL[name]
-    tested, version = range_of(name), installed_version(name)
+    tested, version = range_of(name), installed_version(name) or installed_version(f"{name}-cpu")
     told = f"{'tested' if source == 'clipo_trl' else f'supported by {source}'}: {tested}"
     if version is None:
         return Row(name, f"not installed ({told})")
@@ -165,17 +158,19 @@ def check_optional(name: str) -> Row:
     )
 
 
+def conflict_rows() -> list[Row]:
+    """Packages that contradict each other: a row for each requirement that mends it."""
+    return [
+        Row(conflict.package, conflict.text, True, requirement)
+        for conflict in conflicts()
+        for requirement in conflict.install
+    ]
+
+
 def range_of(optional: str) -> SpecifierSet:
     """Range of an optional package, in the metadata of whoever knows it; any version if that is not installed."""
-    found = [one.specifier for one in requirements_of(*OPTIONAL[optional]) if one.name == optional]
-    return found[0] if found else SpecifierSet()
-
-
-def installed_version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+    package, extra = OPTIONAL[optional]
+    return range_for(package, optional, extra)
 
 
 # ---------------------------------------------------------------------- machine, Hub

@@ -38,7 +38,8 @@ def append_records(path: Path, records: list[Record]) -> None:
 
 
 def read_records(path: Path) -> dict[int, Record]:
-    """Records by question, in the order of the test set; none if there is no file. An unfinished last line is left out."""
+    """Records by question, in the order of the test set; none if there is no file. An unfinished last line is left
+    out."""
     if not path.exists():
         return {}
     records = {}
@@ -51,6 +52,17 @@ def read_records(path: Path) -> dict[int, Record]:
                 f"{path}, line {number}, is no record of a question. Remove the line to evaluate that question again."
             ) from error
     return dict(sorted(records.items()))
+
+
+def question_labels(records: list[Record]) -> list[int]:
+    """Which question each record asks, a number for each distinct prompt: some of the paper's files have questions
+    twice."""
+    seen: dict[str, int] = {}
+    prompts = (
+        json.dumps(record["prompt"]) if "prompt" in record else f"no prompt {row}"
+        for row, record in enumerate(records)
+    )
+    return [seen.setdefault(prompt, len(seen)) for prompt in prompts]
 
 
 def drop_unfinished_line(path: Path) -> None:
@@ -135,7 +147,8 @@ def describe_dataset(path: str, dataset: Dataset) -> dict[str, Any]:
 
 
 def describe_weights(model: str) -> str | None:
-    """Digest of names, sizes and times of a local model's weights, to tell a model that was trained on; else `None`."""
+    """Digest of names, sizes and times of a local model's weights, to tell a model that was trained on; else
+    `None`."""
     files = sorted(path for pattern in ("*.safetensors", "*.bin") for path in Path(model).glob(pattern))
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(repr(stats).encode()).hexdigest() if stats else None

@@ -5,11 +5,16 @@ Axes: Q questions, K samples a question, R resamples. Scores are shares between 
 | score | of one question |
 |---|---|
 | mean@k | share of its k samples that are right (the paper's "mean of 16"); the same number as pass@1 |
-| pass@k | probability that at least one of k samples is right, estimated without bias from K >= k samples: 1 - C(K-c, k) / C(K, k) with c right ones (Chen et al. 2021, https://huggingface.co/papers/2107.03374) |
-| maj@k | whether the answer that most of the k samples give is right (Wang et al. 2022, https://huggingface.co/papers/2203.11171) |
+| pass@k | probability that at least one of k samples is right: 1 - C(K-c, k) / C(K, k) with c right of K |
+| maj@k | whether the answer that most of the k samples give is right |
+
+pass@k: Chen et al. 2021, https://huggingface.co/papers/2107.03374. maj@k: Wang et al. 2022,
+https://huggingface.co/papers/2203.11171.
 
 Questions are what is uncertain: a test set is a sample of the questions that could have been asked (Miller 2024,
-https://huggingface.co/papers/2411.00640). So intervals come from resampling questions, each with all its samples.
+https://huggingface.co/papers/2411.00640). So intervals come from resampling questions, each with all its samples, and
+with all its rows where a set asks it more than once: such rows are no further evidence. Means are over rows, as the
+paper counts them.
 """
 
 from collections import Counter
@@ -55,9 +60,9 @@ def majority_at_k(classes_QK: Sequence[Sequence[int | None]], correct_QK: np.nda
     """
     Whether the majority's answer is right, `(Q,)`.
 
-    A sample without an answer (class `None`) does not vote; without any vote the question is lost, and a set without any vote has no
-    score of this kind (see [`~clipo_trl.cli.evaluation_tables.question_scores`]). A tie counts as the share of
-    the tied answers that are right: what drawing one of them would give on average, without a draw.
+    A sample without an answer (class `None`) does not vote; without any vote the question is lost, and a set without
+    any vote has no score of this kind (see [`~clipo_trl.cli.evaluation_tables.question_scores`]). A tie counts as the
+    share of the tied answers that are right: what drawing one of them would give on average, without a draw.
     """
     scores = []
     for classes_K, correct_K in zip(classes_QK, correct_QK, strict=True):
@@ -74,11 +79,13 @@ def answer_classes(answers_K: Sequence[str | None], options: Mapping[str, str]) 
     r"""
     Number the distinct answers of a question's samples: each joins the first class whose first member it equals.
 
-    Two answers are equal if they name the same of the question's options, or if that can be told by spelling, structure and
-    exact arithmetic (`0.5`, `\frac12`); what only computer algebra could tell (`(x+1)^2`, `x^2+2x+1`) counts as different.
+    Two answers are equal if they name the same of the question's options, or if that can be told by spelling,
+    structure and exact arithmetic (`0.5`, `\frac12`); what only computer algebra could tell (`(x+1)^2`, `x^2+2x+1`)
+    counts as different.
 
     Args:
-        answers_K (`Sequence[str | None]`): Contents of the last `\boxed{}`; `None` where a sample has none, and stays `None`.
+        answers_K (`Sequence[str | None]`): Contents of the last `\boxed{}`; `None` where a sample has none, and stays
+            `None`.
         options (`Mapping[str, str]`): Options of a multiple choice question, letter -> text; else empty.
     """
     firsts: list[str] = []
@@ -110,7 +117,8 @@ class Estimate(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Mean of B minus mean of A on the same questions, its 95 % bootstrap interval, and the p-value of no difference."""
+    """Mean of B minus mean of A on the same questions, its 95 % bootstrap interval, and the p-value of no
+    difference."""
 
     value: float
     low: float
@@ -118,59 +126,93 @@ class Difference(NamedTuple):
     p_value: float
 
 
-def bootstrap_means(scores_Q: np.ndarray, rng: np.random.Generator, resamples: int = RESAMPLES) -> np.ndarray:
+def bootstrap_means(
+    scores_Q: np.ndarray, rng: np.random.Generator, resamples: int = RESAMPLES, questions_Q: np.ndarray | None = None
+) -> np.ndarray:
     """
-    Means of `resamples` draws of Q questions with replacement, `(R,)` (Efron 1979).
+    Means over rows of `resamples` draws of questions with replacement, `(R,)` (Efron 1979).
 
     Only how often each score occurs matters, and the counts of a draw are multinomial: no (R, Q) table is needed.
+    `questions_Q`: which question each row asks; rows of one question are drawn together (a cluster bootstrap). `None`:
+    each row asks its own.
     """
-    values, counts = np.unique(scores_Q, return_counts=True)
+    totals = np.stack(_totals(scores_Q, questions_Q), axis=1)
+    values, counts = np.unique(totals, axis=0, return_counts=True)
     n = counts.sum()
-    return rng.multinomial(n, counts / n, size=resamples) @ values / n
+    draws = rng.multinomial(n, counts / n, size=resamples)
+    return (draws @ values[:, 0]) / (draws @ values[:, 1])
 
 
-def sign_flip_means(differences_Q: np.ndarray, rng: np.random.Generator, resamples: int = RESAMPLES) -> np.ndarray:
+def sign_flip_means(
+    differences_Q: np.ndarray,
+    rng: np.random.Generator,
+    resamples: int = RESAMPLES,
+    questions_Q: np.ndarray | None = None,
+) -> np.ndarray:
     """
-    Means of the differences with random signs, `(R,)`: how they scatter if the two models' scores could be exchanged on each
-    question. As in [`bootstrap_means`], equal sizes are drawn together: the number of plus signs is binomial.
+    Means of the differences with random signs, `(R,)`: how they scatter if the two models' scores could be exchanged
+    on each question. As in [`bootstrap_means`], equal sizes are drawn together (the number of plus signs is binomial),
+    and rows of one question have one sign.
     """
-    sizes, counts = np.unique(np.abs(differences_Q), return_counts=True)
+    sums, _ = _totals(differences_Q, questions_Q)
+    sizes, counts = np.unique(np.abs(sums), return_counts=True)
     plus = rng.binomial(counts, 0.5, size=(resamples, len(counts)))
-    return (2 * plus - counts) @ sizes / counts.sum()
+    return (2 * plus - counts) @ sizes / len(differences_Q)
 
 
-def estimate(sets: Sequence[np.ndarray], seed: int = 0) -> Estimate:
+def _totals(scores_Q: np.ndarray, questions_Q: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Of each distinct question: the sum of its rows' scores, and how many they are."""
+    scores_Q = np.asarray(scores_Q, dtype=float)
+    if questions_Q is None:
+        return scores_Q, np.ones_like(scores_Q)
+    _, places = np.unique(questions_Q, return_inverse=True)
+    return np.bincount(places, weights=scores_Q), np.bincount(places).astype(float)
+
+
+def estimate(
+    sets: Sequence[np.ndarray], seed: int = 0, questions: Sequence[np.ndarray | None] | None = None
+) -> Estimate:
     """
-    Mean over the sets of their mean scores (each set weighs the same, as in the paper's tables), with a percentile interval.
+    Mean over the sets of their mean scores (each set weighs the same, as in the paper's tables), with a percentile
+    interval.
 
     Args:
         sets (`Sequence` of arrays `(Q,)`): Scores of the questions of each set; one set for a set's own score.
         seed (`int`, defaults to `0`): Of the resampling.
+        questions (`Sequence` of arrays `(Q,)`, *optional*): Which question each row of each set asks. Default: each
+            its own.
     """
     rng = np.random.default_rng(seed)
-    draws = np.mean([bootstrap_means(scores, rng) for scores in sets], axis=0)
+    both = zip(sets, questions or [None] * len(sets), strict=True)
+    draws = np.mean([bootstrap_means(scores, rng, questions_Q=labels) for scores, labels in both], axis=0)
     return Estimate(float(np.mean([np.mean(scores) for scores in sets])), *_interval(draws))
 
 
-def paired_difference(pairs: Sequence[tuple[np.ndarray, np.ndarray]], seed: int = 0) -> Difference:
+def paired_difference(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], seed: int = 0, questions: Sequence[np.ndarray | None] | None = None
+) -> Difference:
     """
     How much better B is than A on the same questions: a paired permutation test, two-sided.
 
-    The statistic is the mean over sets of the mean difference; its distribution without a difference comes from flipping the
-    signs of the questions' differences (Noreen 1989; Dror et al. 2018, https://aclanthology.org/P18-1128). With one sample a
-    question that is McNemar's exact test, up to the number of resamples; unlike it, the test takes means of k samples too.
-    p = (1 + as extreme) / (1 + R), which is never 0 (Phipson and Smyth 2010).
+    The statistic is the mean over sets of the mean difference; its distribution without a difference comes from
+    flipping the signs of the questions' differences (Noreen 1989; Dror et al. 2018,
+    https://aclanthology.org/P18-1128). With one sample a question that is McNemar's exact test, up to the number of
+    resamples; unlike it, the test takes means of k samples too. p = (1 + as extreme) / (1 + R), which is never 0
+    (Phipson and Smyth 2010).
 
     Args:
         pairs (`Sequence` of `(scores_A, scores_B)`, arrays `(Q,)`): One pair a set, questions in the same order.
         seed (`int`, defaults to `0`): Of the resampling.
+        questions (`Sequence` of arrays `(Q,)`, *optional*): As in [`estimate`].
     """
     rng = np.random.default_rng(seed)
+    labels = questions or [None] * len(pairs)
     differences = [np.asarray(b, dtype=float) - np.asarray(a, dtype=float) for a, b in pairs]
     observed = np.mean([np.mean(difference) for difference in differences])
-    null = np.mean([sign_flip_means(difference, rng) for difference in differences], axis=0)
+    both = list(zip(differences, labels, strict=True))
+    null = np.mean([sign_flip_means(difference, rng, questions_Q=asked) for difference, asked in both], axis=0)
     as_extreme = np.sum(np.abs(null) >= abs(observed) - 1e-12)
-    draws = np.mean([bootstrap_means(difference, rng) for difference in differences], axis=0)
+    draws = np.mean([bootstrap_means(difference, rng, questions_Q=asked) for difference, asked in both], axis=0)
     return Difference(float(observed), *_interval(draws), float((1 + as_extreme) / (1 + RESAMPLES)))
 
 

@@ -1,7 +1,7 @@
 """Tables of an evaluation, in the layout of the paper's two, and the comparison of two models.
 
-Results are JSON (shares between 0 and 1); tables are made from them in percent, as rows of text that Markdown and a terminal
-show alike.
+Results are JSON (shares between 0 and 1); tables are made from them in percent, as rows of text that Markdown and a
+terminal show alike.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .evaluation_records import Record
+from .evaluation_records import Record, question_labels
 from .evaluation_scores import estimate, majority_at_k, mean_at_k, paired_difference, pass_at_k
 
 
@@ -58,8 +58,8 @@ def correct_samples(records: list[Record]) -> np.ndarray:
 
 def question_scores(records: list[Record]) -> dict[str, np.ndarray | None]:
     """
-    Scores of each question, `(Q,)`: mean@K, pass@k for k = 1, 2, 4, ... and K, and maj@K if there are several samples; `None` for
-    maj@K if no sample of any question has an answer to vote with (a reward that reads no box, for one).
+    Scores of each question, `(Q,)`: mean@K, pass@k for k = 1, 2, 4, ... and K, and maj@K if there are several samples;
+    `None` for maj@K if no sample of any question has an answer to vote with (a reward that reads no box, for one).
     """
     correct_QK = correct_samples(records)
     n_samples = correct_QK.shape[1]
@@ -86,26 +86,33 @@ def summarise(model: str, sets: dict[str, list[Record]]) -> dict[str, Any]:
         sets (`dict[str, list[Record]]`): Records of all questions of each test set.
 
     Returns:
-        `dict` of JSON values: `model`; `tables`, mean@K in the paper's layout, by track and column (`None` where a set was not
-        evaluated); `sets`, by name, with all scores (means over `questions`; `None` where there is none), lengths and counts.
+        `dict` of JSON values: `model`; `tables`, mean@K in the paper's layout, by track and column (`None` where a set
+        was not evaluated); `sets`, by name, with all scores (means over `questions`, its rows; `None` where there is
+        none), lengths and counts.
     """
     scores = {name: question_scores(records) for name, records in sets.items()}
     means = {name: mean_at_k(correct_samples(records)) for name, records in sets.items()}
+    asked = {name: np.array(question_labels(records)) for name, records in sets.items()}
     details = {}
     for name, records in sets.items():
         details[name] = {
             "questions": len(records),
+            "different_questions": len(set(asked[name])),
             "samples": len(records[0]["rewards"]),
             "questions_with_votes": count_voted(records),
             "scores": {
-                metric: None if values is None else estimate([values])._asdict()
+                metric: None if values is None else estimate([values], questions=[asked[name]])._asdict()
                 for metric, values in scores[name].items()
             },
             "mean_tokens": float(np.mean([record["tokens"] for record in records])),
             "truncated": float(np.mean([record["truncated"] for record in records])),
             "without_reward": sum(record["rewards"].count(None) for record in records),
         }
-    tables = _layout(list(sets), lambda names: estimate([means[name] for name in names])._asdict())
+
+    def entry(names: list[str]) -> dict[str, Any]:
+        return estimate([means[name] for name in names], questions=[asked[name] for name in names])._asdict()
+
+    tables = _layout(list(sets), entry)
     return {"model": model, "tables": tables, "sets": details}
 
 
@@ -118,15 +125,18 @@ def compare(models: tuple[str, str], sets: dict[str, tuple[list[Record], list[Re
         sets (`dict`): Records of all questions of each test set, of A and of B.
 
     Returns:
-        `dict` of JSON values: `models`; `tables`, in the paper's layout: for each column mean@K of A and of B with intervals, and
-        `difference` (B minus A) with its interval and p-value.
+        `dict` of JSON values: `models`; `tables`, in the paper's layout: for each column mean@K of A and of B with
+        intervals, and `difference` (B minus A) with its interval and p-value.
     """
     means = {name: [mean_at_k(correct_samples(records)) for records in both] for name, both in sets.items()}
+    asked = {name: np.array(question_labels(both[0])) for name, both in sets.items()}
 
     def entry(names: list[str]) -> dict[str, Any]:
         of_a, of_b = zip(*(means[name] for name in names), strict=True)
-        difference = paired_difference(list(zip(of_a, of_b, strict=True)))
-        return {"A": estimate(of_a)._asdict(), "B": estimate(of_b)._asdict(), "difference": difference._asdict()}
+        questions = [asked[name] for name in names]
+        difference = paired_difference(list(zip(of_a, of_b, strict=True)), questions=questions)
+        a, b = (estimate(of_one, questions=questions)._asdict() for of_one in (of_a, of_b))
+        return {"A": a, "B": b, "difference": difference._asdict()}
 
     return {"models": list(models), "tables": _layout(list(sets), entry)}
 
@@ -169,7 +179,7 @@ def result_tables(results: dict[str, Any]) -> list[Table]:
     rows = [
         [
             name,
-            f"{details['questions']:,}",
+            _questions(details),
             str(details["samples"]),
             *(_with_interval(details["scores"][metric]) for metric in metrics),
             f"{details['questions_with_votes']:,}",
@@ -180,6 +190,12 @@ def result_tables(results: dict[str, Any]) -> list[Table]:
         for name, details in results["sets"].items()
     ]
     return [*tables, Table("All scores, %", header, rows)]
+
+
+def _questions(details: dict[str, Any]) -> str:
+    """`1,634 (817 different)` where questions stand more than once."""
+    rows, different = details["questions"], details.get("different_questions", details["questions"])
+    return f"{rows:,}" if rows == different else f"{rows:,} ({different:,} different)"
 
 
 def comparison_tables(results: dict[str, Any]) -> list[Table]:

@@ -13,11 +13,13 @@ from .. import __version__
 
 def run_train() -> None:
     """Train as the command line says."""
+    from ..environment import explained_imports
     from .command_line import check_training, usage_errors
 
     with usage_errors():
         check_training()
-        from .train import main
+        with explained_imports():
+            from .train import main
 
         trainer = main()
     trainer.end()  # finishes the trackers and leaves the process group
@@ -25,11 +27,13 @@ def run_train() -> None:
 
 def run_evaluate() -> None:
     """Evaluate, or compare, as the command line says."""
+    from ..environment import explained_imports
     from .command_line import check_evaluation, usage_errors
 
     with usage_errors():
         check_evaluation()
-        from .evaluate import main
+        with explained_imports():
+            from .evaluate import main
 
         main()
 

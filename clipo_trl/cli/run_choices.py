@@ -15,6 +15,7 @@ from reward_funcs.pool import default_num_workers
 
 from ..algorithms import find_algorithm
 from ..capture import choose_capture_mode, trl_scores_rollouts
+from ..environment import ENGINES
 from ..head import ContrastiveHead, head_settings
 from ..hidden_states import HiddenStateReader
 from ..parent_shapes import CLIPOArguments
@@ -71,7 +72,7 @@ def choice_rows(script_args: ScriptArguments, args: CLIPOArguments, model_args: 
             Row("success", explain_success(args, functions)),
             Row("answers", explain_checks(functions)),
         ]
-    if args.use_vllm and installed_version("vllm") is None:
+    if args.use_vllm and all(installed_version(name) is None for name in ENGINES):
         rows.append(Row("vllm", "not installed, but `use_vllm` is true", True, f"vllm{range_of('vllm')}"))
     return rows
 

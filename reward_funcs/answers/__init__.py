@@ -1,9 +1,11 @@
-"""Whether two final answers are equal in value: one room, and this is its door. The rest of `reward_funcs` uses nothing else of it.
+"""Whether two final answers are equal in value: one room, and this is its door. The rest of `reward_funcs` uses
+nothing else of it.
 
 equal(gold, answer)              True or False; None where only computer algebra can tell
 is_comparable(gold)              whether rewritten answers can be told equal to a gold; None as above
 load_algebra()                   computer algebra, for worker processes; with it as last argument there is no None
 spelling(text)                   one string for the many spellings of the same LaTeX
+undress(text)                    an answer without colours, Markdown and "The answer is"
 MAX_CHARACTERS                   longest answer that is looked at
 """
 
@@ -13,6 +15,7 @@ from types import ModuleType
 
 from . import comparison
 from .comparison import MAX_CHARACTERS
+from .dress import undress
 from .normal_form import key, normal_form
 
 
@@ -22,7 +25,8 @@ class _Undecided(Exception):
 
 def load_algebra() -> ModuleType:
     """
-    Computer algebra, [`symbolic`]: slow to import, and what it is asked may take for ever. For processes that can be killed.
+    Computer algebra, [`symbolic`]: slow to import, and what it is asked may take for ever. For processes that can be
+    killed.
 
     Raises:
         ImportError: math-verify is not installed.
@@ -78,4 +82,4 @@ def _undecided(*normal_forms: str) -> bool:
     raise _Undecided
 
 
-__all__ = ["MAX_CHARACTERS", "equal", "is_comparable", "load_algebra", "spelling"]
+__all__ = ["MAX_CHARACTERS", "equal", "is_comparable", "load_algebra", "spelling", "undress"]

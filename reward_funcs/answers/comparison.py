@@ -1,17 +1,20 @@
 r"""Whether two answers are equal in value, by their shapes; what is left to computer algebra is passed on.
 
-`equal_answers(gold, answer, equal_expressions)` decides all it can by exact arithmetic and by structure (two pairs are equal if
-their elements are), and asks `equal_expressions(gold, answer)` about single expressions, equations and sets. In the worker
-processes that is [`symbolic.equal_expressions`]; in the trainer's process it raises, so that nothing that could hang ever runs
-there.
+`equal_answers(gold, answer, equal_expressions)` decides all it can by exact arithmetic and by structure (two pairs are
+equal if their elements are), and asks `equal_expressions(gold, answer)` about single expressions, equations and sets.
+In the worker processes that is [`symbolic.equal_expressions`]; in the trainer's process it raises, so that nothing
+that could hang ever runs there.
 """
 
 import re
 from collections.abc import Callable
+from functools import partial
 
 from .exact_numbers import Number, same_number
+from .formulas import NAME, has_variables, is_formula
+from .names import equal_named
 from .normal_form import key, normal_form
-from .shapes import NAME, Shape, has_variables, shape_of
+from .shapes import Shape, shape_of
 from .units import same_unit
 
 
@@ -40,11 +43,18 @@ def equal_answers(gold: str, answer: str, equal_expressions: EqualExpressions) -
     Args:
         gold (`str`): Gold answer, LaTeX or plain.
         answer (`str`): Answer, LaTeX or plain.
-        equal_expressions (`Callable[[str, str], bool]`): Decides about normal forms that only computer algebra can compare.
+        equal_expressions (`Callable[[str, str], bool]`): Decides about normal forms that only computer algebra can
+            compare.
     """
     if not is_reasonable(answer) or not is_reasonable(gold):
         return answer.strip() == gold.strip()
-    return _equal(normal_form(gold), normal_form(answer), equal_expressions)
+    ask = partial(_equal_formulas, equal_expressions)
+    return _equal(normal_form(gold), normal_form(answer), ask)
+
+
+def _equal_formulas(equal_expressions: EqualExpressions, gold: str, answer: str) -> bool:
+    """Computer algebra gets formulas alone: words, accents and the like it would drop."""
+    return is_formula(gold) and is_formula(answer) and equal_expressions(gold, answer)
 
 
 def _equal(gold: str, answer: str, equal_expressions: EqualExpressions) -> bool:
@@ -53,8 +63,11 @@ def _equal(gold: str, answer: str, equal_expressions: EqualExpressions) -> bool:
     g, a = shape_of(gold), shape_of(answer)
     if "empty" in (g.kind, a.kind) or not same_unit(g.unit, a.unit):
         return False
+    named = equal_named(g, a, lambda x, y: _equal(x, y, equal_expressions))
+    if named is not None:
+        return named
     if "equation" in (g.kind, a.kind):
-        return _equal_equations(g, a, equal_expressions)
+        return _equal_equations(gold, answer, equal_expressions)
     if "member" in (g.kind, a.kind):
         return _equal_members(g, a, equal_expressions)
     if g.kind == a.kind:
@@ -78,6 +91,8 @@ def _equal_of_one_kind(g: Shape, a: Shape, equal_expressions: EqualExpressions) 
         same_brackets = g.value == a.value or (len(g.parts) > 2 and {g.value, a.value} <= {"()", "[]"})
         return same_brackets and _equal_in_order(g.parts, a.parts, equal_expressions)
     if g.kind == "list":
+        if g.value and a.value and g.value != a.value and any(_is_statement(part) for part in g.parts):
+            return False
         if all(shape_of(part).kind == "words" for part in g.parts):
             return _equal_in_order(g.parts, a.parts, equal_expressions)
         return _equal_in_any_order(g.parts, a.parts, equal_expressions)
@@ -86,12 +101,26 @@ def _equal_of_one_kind(g: Shape, a: Shape, equal_expressions: EqualExpressions) 
     return equal_expressions(g.text, a.text)
 
 
+def _is_statement(part: str) -> bool:
+    """Whether `and` and `or` make a difference after it: to `x<1` and to a proposition `a`, not to values that are
+    listed."""
+    return "\\neg" in part or shape_of(part).kind in ("letter", "relation", "member")
+
+
 def _equal_of_two_kinds(g: Shape, a: Shape, equal_expressions: EqualExpressions) -> bool:
     kinds = {g.kind, a.kind}
     for one, other, swapped in ((g, a, False), (a, g, True)):
         if one.kind == "list" and len(one.parts) == 1:  # {5} and 5
             gold, answer = (other.text, one.parts[0]) if swapped else (one.parts[0], other.text)
             return _equal(gold, answer, equal_expressions)
+    if g.kind == "tuple" and g.value == "[]" and len(g.parts) == 1:  # [3] and 3
+        return _equal(g.parts[0], a.text, equal_expressions)
+    if (
+        g.kind == "tuple" and g.value == "[]" and len(g.parts) > 2 and a.kind == "list"
+    ):  # [4,1,2] and 4,1,2, but not {4,1,2}
+        return not a.text.startswith("\\{") and _equal_in_order(g.parts, a.parts, equal_expressions)
+    if kinds == {"matrix", "expression"}:
+        return "\\begin" in g.text and "\\begin" in a.text and equal_expressions(g.text, a.text)
     if kinds <= {"number", "expression", "letter"}:
         if "number" in kinds and has_variables((a if g.kind == "number" else g).text):
             return False
@@ -146,15 +175,16 @@ def _equal_members(g: Shape, a: Shape, equal_expressions: EqualExpressions) -> b
     return _equal(gold, answer, equal_expressions)
 
 
-def _equal_equations(g: Shape, a: Shape, equal_expressions: EqualExpressions) -> bool:
+def _equal_equations(gold: str, answer: str, equal_expressions: EqualExpressions) -> bool:
+    g, a = shape_of(gold), shape_of(answer)
     if g.kind != "equation":
         _, values = _assignment(a, named_only=False)
-        return bool(values) and all(_equal(g.text, value, equal_expressions) for value in values)
+        return bool(values) and all(_equal(gold, value, equal_expressions) for value in values)
     g_name, g_values = _assignment(g)
     if "\\approx" in g.value:
         g_values = g_values + [part for sign, part in zip(g.value, g.parts[1:], strict=True) if sign == "\\approx"]
     if a.kind != "equation":
-        return any(_equal(value, a.text, equal_expressions) for value in g_values)
+        return any(_equal(value, answer, equal_expressions) for value in g_values)
     a_name, a_values = _assignment(a)
     other_name = bool(g_name and a_name and key(g_name) != key(a_name))
     if other_name and not any(has_variables(value) for value in (*g_values, *a_values)):
@@ -166,10 +196,12 @@ def _equal_equations(g: Shape, a: Shape, equal_expressions: EqualExpressions) ->
 
 def _assignment(shape: Shape, named_only: bool = True) -> tuple[str | None, list[str]]:
     r"""
-    What an equation gives a value to, and the values: `x=5` gives ("x", ["5"]), `0.56=56\%` gives (None, ["0.56", "56%"]).
+    What an equation gives a value to, and the values: `x=5` gives ("x", ["5"]), `0.56=56\%` gives (None, ["0.56",
+    "56%"]).
 
     Approximations after an exact value are left out. An equation that gives no value (`2x+y=3`) gives (None, []). With
-    `named_only=False` the left side may be any expression in letters (`a+b=14`), but not of a form equal to zero (`x+y=0`).
+    `named_only=False` the left side may be any expression in letters (`a+b=14`), but not of a form equal to zero
+    (`x+y=0`).
     """
     sides = [shape.parts[0], *(part for sign, part in zip(shape.value, shape.parts[1:], strict=True) if sign == "=")]
     if len(sides) == 1 and (not sides[0] or NAME.fullmatch(sides[0])):  # `\approx 8.24`, `x \approx 8.24`
@@ -192,8 +224,8 @@ def _assignment(shape: Shape, named_only: bool = True) -> tuple[str | None, list
 
 def is_comparable(gold: str, parses: Callable[[str], bool]) -> bool:
     """
-    Whether rewritten answers can be told equal to a gold answer: all of its parts are numbers, words, letters and the like, or
-    expressions that `parses`. Otherwise only the very same answer is accepted.
+    Whether rewritten answers can be told equal to a gold answer: all of its parts are numbers, words, letters and the
+    like, or expressions that `parses`. Otherwise only the very same answer is accepted.
     """
     return is_reasonable(gold) and _is_comparable(normal_form(gold), parses)
 
@@ -207,7 +239,7 @@ def _is_comparable(gold: str, parses: Callable[[str], bool]) -> bool:
         return all(_is_comparable(part, parses) for part in parts)
     if shape.kind in ("equation", "member"):
         return all(_is_comparable(part, parses) for part in shape.parts if part)
-    return shape.kind != "empty" and parses(shape.text)
+    return shape.kind != "empty" and is_formula(shape.text) and parses(shape.text)
 
 
 def _plain(text: str) -> str:

@@ -1,4 +1,5 @@
-r"""Plain numbers, read exactly: integers, decimals, fractions, mixed numbers, scientific notation, repeating decimals."""
+r"""Plain numbers, read exactly: integers, decimals, fractions, mixed numbers, scientific notation, repeating
+decimals."""
 
 import re
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ SCALED = re.compile(rf"(?P<core>.*?\S)\s*(?:\\text\{{)?(?P<scale>{'|'.join(SCALE
 
 @dataclass(frozen=True)
 class Number:
-    """An exact value. `half_ulp`: half a unit of the last decimal, if it is a decimal that may be a rounded value, else None."""
+    """An exact value. `half_ulp`: half a unit of the last decimal, if it is a decimal that may be a rounded value,
+    else None."""
 
     value: Fraction
     half_ulp: Fraction | None = None
@@ -39,12 +41,14 @@ class Number:
 @lru_cache(maxsize=16384)
 def parse_number(normal: str) -> Number | None:
     r"""
-    Read a normal form as a number: `12`, `1234.5`, `1 234.5`, `-.5`, `3/4`, `\frac{3}{4}`, `1\frac{1}{2}`, `1 1/2`, `1.6\times 10^{-19}`,
-    `1.6e-19`, `0.\overline{3}`, `twelve`, `3 million`. Anything else: `None`.
+    Read a normal form as a number: `12`, `1234.5`, `1 234.5`, `-.5`, `3/4`, `\frac{3}{4}`, `1\frac{1}{2}`, `1 1/2`,
+    `1.6\times 10^{-19}`, `1.6e-19`, `0.\overline{3}`, `twelve`, `3 million`. Anything else: `None`.
     """
     word = normal.lower()
     if word in WORDS:
         return Number(Fraction(WORDS.index(word)))
+    if (negated := re.fullmatch(r"(?:negative|minus) (\S.*)", word)) and (number := parse_number(negated[1])):
+        return Number(-number.value, number.half_ulp)
     if (scaled := SCALED.fullmatch(word)) and (number := parse_number(scaled["core"])):
         return Number(number.value * SCALES[scaled["scale"]])
     match = NUMBER.fullmatch(normal.replace(" ", "") if re.fullmatch(r"-\s[^ ]+", normal) else normal)
@@ -70,14 +74,16 @@ def parse_number(normal: str) -> Number | None:
 
 def same_number(a: Number, b: Number) -> bool:
     """
-    Exact equality, but that a decimal of at least six decimals and digits also stands for the value without finite decimals
+    Exact equality, but that a decimal of at least six decimals and digits also stands for the value without finite
+    decimals
     which it is rounded from (`0.333333` for 1/3).
     """
     return a.value == b.value or is_rounding_of(a, b.value) or is_rounding_of(b, a.value)
 
 
 def is_rounding_of(decimal: Number, value: Fraction) -> bool:
-    """Whether `decimal` has enough digits and is the rounded `value`, which must have no finite decimal expansion itself."""
+    """Whether `decimal` has enough digits and is the rounded `value`, which must have no finite decimal expansion
+    itself."""
     if decimal.half_ulp is None:
         return False
     denominator = value.denominator

@@ -1,14 +1,17 @@
 r"""One spelling for the many spellings of the same LaTeX: `\dfrac12`, `\frac{1}{2}` and `\tfrac 12` are one string.
 
-Only spelling is touched, never value: equal normal forms mean equal answers. Nothing is parsed here and nothing is imported,
-so that the trainer's process can compare most answers without any computer algebra. Spellings that math-verify reads as well
+Only spelling is touched, never value: equal normal forms mean equal answers. Nothing is parsed here and nothing is
+imported, so that the trainer's process can compare most answers without any computer algebra. Spellings that
+math-verify reads as well
 as we do are left to it, but for those of plain numbers (`\dfrac`, `−`, `×`), which then need no computer algebra.
 """
 
 import re
 from functools import lru_cache
+from typing import Any
 
 from ..completions import closing_brace
+from .dress import undress
 
 
 CHARACTERS = str.maketrans(
@@ -16,20 +19,21 @@ CHARACTERS = str.maketrans(
         "−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "⁄": "/",
         "π": r"\pi ", "θ": r"\theta ", "∞": r"\infty ", "±": r"\pm ", "∓": r"\mp ", "≤": r"\leq ",
         "≥": r"\geq ", "≠": r"\neq ", "≈": r"\approx ", "∈": r"\in ", "∪": r"\cup ", "∩": r"\cap ",
-        "ℝ": r"\mathbb{R}", "²": "^2", "³": "^3", "º": "°", "′": "'", "’": "'", "“": '"', "”": '"', "，": ",", "（": "(",
+        "ℝ": r"\mathbb{R}", "∅": r"\emptyset ", "²": "^2", "³": "^3", "º": "°", "′": "'", "’": "'", "“": '"', "”": '"', "，": ",", "（": "(",
         "）": ")", "\u200b": "",
     }
 )  # fmt: skip
 
 SYNONYMS = {
-    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "le": "leq", "leqslant": "leq",
+    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "tbinom": "binom", "dbinom": "binom", "vert": "|", "le": "leq", "leqslant": "leq",
     "ge": "geq", "geqslant": "geq", "ne": "neq", "lt": "<", "gt": ">", "lbrace": "{", "rbrace": "}", "lbrack": "[",
     "rbrack": "]", "lparen": "(", "rparen": ")", "langle": "(", "rangle": ")", "lvert": "|", "rvert": "|",
     "varnothing": "emptyset", "infin": "infty", "ast": "*", "colon": ":", "simeq": "approx", "thickapprox": "approx",
     "degree": "°", "degrees": "°", "land": "text{ and }", "lor": "text{ or }", "mbox": "text", "hbox": "text", "textnormal": "text",
     "textrm": "text", "textbf": "text", "textit": "text", "textsf": "text", "texttt": "text", "textup": "text", "emph": "text",
     "mathrm": "text", "mathbf": "text", "mathit": "text", "mathsf": "text", "mathtt": "text", "boldsymbol": "text", "bm": "text",
-    "bold": "text", "operatorname": "text", "mathop": "text", "tg": "tan", "ctg": "cot", "arctg": "arctan",
+    "bold": "text", "operatorname": "text", "mathop": "text", "tg": "tan", "ctg": "cot", "arctg": "arctan", "wedge": "text{ and }",
+    "vee": "text{ or }", "implies": "to", "rightarrow": "to", "Rightarrow": "to", "longrightarrow": "to", "lnot": "neg",
 }  # fmt: skip
 FUNCTIONS = (
     "sin|cos|tan|cot|sec|csc|sinh|cosh|tanh|arcsin|arccos|arctan|arccot|arcsec|arccsc|log|ln|lg|exp|sqrt|det|gcd|lcm"
@@ -38,7 +42,7 @@ SIZES = "left|right|middle|bigl|bigr|biggl|biggr|Bigl|Bigr|Biggl|Biggr|big|Big|b
 NOTHING = "displaystyle|textstyle|scriptstyle|limits|nolimits|mathstrut|strut|rm|bf|it"
 
 # Applied in this order; each pattern with its replacement.
-REWRITES = [
+REWRITES: list[tuple[re.Pattern[str], Any]] = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
         (r"√\s*(\d+(?:\.\d+)?|[a-zA-Z])", r"\\sqrt{\1}"),
@@ -56,6 +60,10 @@ REWRITES = [
         (r"\\mathrm\s*\{\s*([eid]|\d+)\s*\}", r" \1"),  # \mathrm{m} is a unit
         (r"\\(?:math(?:bf|it|sf)|boldsymbol|bm)\s*\{\s*(\w|\d+)\s*\}", r" \1"),
         (r"\\(?:operatorname|mathop|mathrm|text|textrm)\*?\s*\{\s*(" + FUNCTIONS + r")\s*\}", r"\\\1 "),
+        (r"\\lg(?![a-zA-Z])", r"\\log_{10}"),
+        (r"\\mid(?![a-zA-Z])", "|"),
+        (r"(?<=matrix\})\s*\^\s*\{?\s*\\(?:top|intercal)(?![a-zA-Z])\s*\}?", "^{T}"),
+        (r"\^\s*\{?\s*((?:\\prime(?![a-zA-Z])\s*)+)\}?", lambda match: "'" * match[1].count("prime")),
         (r"\\([$%#&_])", r"\1"),
         (r"\^\s*\{?\s*\\circ(?![a-zA-Z])\s*\}?|\\circ\b\s*$", "°"),
     ]
@@ -71,10 +79,11 @@ SCRIPT = re.compile(r"([_^])(-?\d+(?:\.\d+)?|[a-zA-Z]|\\(?!frac|sqrt|binom|text)
 @lru_cache(maxsize=16384)
 def normal_form(text: str) -> str:
     r"""
-    Normal form of one answer: commands in one spelling, all arguments in braces, no thousands marks of LaTeX, no sizes, no
-    outer `$`, single blanks only between words. Degree signs are `°`, percent `%`, dollars `$`, fonts and boxes `\text{}`.
+    Normal form of one answer: commands in one spelling, all arguments in braces, no thousands marks of LaTeX, no
+    sizes, no outer `$`, single blanks only between words. Degree signs are `°`, percent `%`, dollars `$`, fonts and
+    boxes `\text{}`.
     """
-    text = _strip_math_delimiters(text.translate(CHARACTERS))
+    text = undress(text.translate(CHARACTERS))
     if "\\begin" not in text:
         text = re.sub(r"\\\\(?=[a-zA-Z])", r"\\", text)  # commands written with two backslashes
     for pattern, replacement in REWRITES:
@@ -82,7 +91,9 @@ def normal_form(text: str) -> str:
     text = COMMAND.sub(_one_spelling, text)
     if not re.search(r"[(\[]|\\\{", text):  # (1,234) is a pair, and so is `1, 234`, but 1,234 is a number
         text = THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)
-    text = re.sub(r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}", r"\\frac{\1}{\2}", text)
+    for infix, command in (("over", "frac"), ("choose", "binom")):
+        text = re.sub(rf"\{{([^{{}}]*)\\{infix}(?![a-zA-Z])([^{{}}]*)\}}", rf"\\{command}{{\1}}{{\2}}", text)
+        text = re.sub(rf"^([^{{}}\\]*)\\{infix}(?![a-zA-Z])([^{{}}\\]*)$", rf"\\{command}{{\1}}{{\2}}", text)
     text = _brace_arguments(text)
     text = TIGHT.sub(r"\1", " ".join(text.split()))
     text = SCRIPT.sub(r"\1{\2}", text)
@@ -103,24 +114,9 @@ def _one_spelling(match: re.Match) -> str:
     return rf"\{name}" if name[0].isalpha() or name in "{}" else name
 
 
-def _strip_math_delimiters(text: str) -> str:
-    text = text.strip()
-    while True:
-        stripped = text.rstrip(".,;").rstrip() if re.search(r"(?:\$|\\\)|\\\])\s*[.,;]$", text) else text
-        for opening, closing in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
-            inner = stripped[len(opening) : -len(closing)]
-            if stripped.startswith(opening) and stripped.endswith(closing) and len(stripped) >= 2 * len(opening):
-                # `$5$` is math; in `\$5 and \$6` the dollars are money, and in `$x$ and $y$` they close in between.
-                if closing not in inner.replace("\\$", "") and not inner.endswith("\\"):
-                    stripped = inner.strip()
-                    break
-        if stripped == text:
-            return text
-        text = stripped
-
-
 def _brace_arguments(text: str) -> str:
-    r"""`\frac12`, `\frac 5{19}` and `\sqrt2` with all their arguments in braces. Unbalanced text is returned as it is."""
+    r"""`\frac12`, `\frac 5{19}` and `\sqrt2` with all their arguments in braces. Unbalanced text is returned as it
+    is."""
     pieces, position = [], 0
     while match := ARGUMENTS.search(text, position):
         pieces += [text[position : match.start()], "\\", match.group(1)]

@@ -1,7 +1,7 @@
 r"""The shape of an answer: number, list, tuple or interval, matrix, equation, words, ... read from its normal form.
 
-Shapes are what keeps answers apart that computer algebra confuses: a pair and a set, `(a,b)` and `[a,b]`, `9:24` and 3/8,
-`52_8` and 52, CAKE and the product of C, A, K and E.
+Shapes are what keeps answers apart that computer algebra confuses: a pair and a set, `(a,b)` and `[a,b]`, `9:24` and
+3/8, `52_8` and 52, CAKE and the product of C, A, K and E.
 """
 
 import re
@@ -22,15 +22,25 @@ UNION = re.compile(r"\s*\\cup(?![a-zA-Z])\s*")
 MATRIX = re.compile(
     r"\\begin\{(?:[pbB]?matrix|smallmatrix|array)\}(?:\{[^{}]*\})?(?P<body>(?:(?!\\begin).)*)\\end\{\w+\}", re.DOTALL
 )
-NAME = re.compile(
-    r"(?:\\text\{[^{}]*\}|\\(?!frac|sqrt|binom|sin|cos|tan|cot|sec|csc|log|ln|pi|infty)[a-zA-Z]+(?:\s?[A-Z]{1,4})?|[A-Za-z]+)"
-    r"(?:'|_\{[^{}]*\}|\^\{-1\}|\^\{\\prime\})*(?:\([^()=]*\))?"
-)
-GREEK = r"(?:alpha|beta|gamma|delta|epsilon|varepsilon|theta|lambda|mu|rho|sigma|tau|phi|varphi|psi|omega)(?![a-zA-Z])"
 PLACE_VALUE = re.compile(r"(?:\\text\{)?(?P<digits>-?[0-9A-Z]+)\}?_\{(?:\\text\{)?(?P<base>[0-9a-z]+|\([0-9]+\))\}?\}")
 RATIO = re.compile(r"-?\d+(?:\.\d+)?(?::-?\d+(?:\.\d+)?)+")
+SET_BUILDER = re.compile(r"(?P<name>[a-zA-Z])(?:\\in\s*\\mathbb\{R\})?\s*[:|]\s*(?P<condition>.+)")
 BOOLEANS = {"true": True, "false": False, "yes": True, "no": False}
-SYNONYMS = {"dne": "not exist", "does not exist": "not exist", "doesn't exist": "not exist", "none exist": "not exist"}
+SYNONYMS = {
+    spelling: words
+    for words, spellings in {
+        "not exist": ("dne", "does not exist", "doesn't exist", "none exist"),
+        "no solution": (
+            "no solutions",
+            "no real solution",
+            "no real solutions",
+            "empty set",
+            "the empty set",
+            "no such values",
+        ),
+    }.items()
+    for spelling in spellings
+}
 MATH_WORDS = re.compile(
     r"\b(?:pi|sqrt|infty|infinity|inf|sin|cos|tan|cot|sec|csc|log|ln|exp|frac|arcsin|arccos|arctan)\b"
 )
@@ -41,12 +51,14 @@ WORDS = re.compile(r"[A-Za-z0-9 .,'!?:;()/&-]*(?:[A-Za-z]{3}|[A-Z]{2})[A-Za-z0-9
 class Shape:
     r"""
     Attributes:
-        kind (`str`): `number`, `boolean`, `words`, `letter`, `place_value`, `ratio`, `list` (order is free), `tuple` (order
-            counts; also intervals), `union`, `matrix`, `equation` (`=` and `\approx`), `relation` (`<`, `\neq`, ...), `member`
-            (`x \in ...`), `empty`, or `expression` for everything else.
+        kind (`str`): `number`, `boolean`, `words`, `letter`, `place_value`, `ratio`, `list` (order is free), `tuple`
+            (order counts; also intervals), `union`, `matrix`, `equation` (`=` and `\approx`), `relation` (`<`, `\neq`,
+            ...), `member` (`x \in ...`), `empty`, or `expression` for everything else.
         text (`str`): Normal form of the answer, without its unit.
-        parts (`tuple`): Elements of a list, tuple or union; rows (tuples) of a matrix; sides of an equation or relation.
-        value: Number, truth value, words, or delimiters of a tuple; `None` for other kinds.
+        parts (`tuple`): Elements of a list, tuple or union; rows (tuples) of a matrix; sides of an equation or
+            relation.
+        value: Number, truth value, words, delimiters of a tuple, the one word (`and`, `or`) that joins a list; `None`
+        for other kinds.
         unit (`frozenset[str]` or `None`): Unit, if one is written.
     """
 
@@ -65,6 +77,8 @@ def shape_of(normal: str) -> Shape:
         return Shape("empty", text)
     if (inner := _inside_text(text)) is not None:
         return _shape_of_words(inner, text) or shape_of(inner)
+    if text == r"\emptyset":
+        return Shape("words", text, value="no solution")
     if text.lower() in BOOLEANS:
         return Shape("boolean", text, value=BOOLEANS[text.lower()])
     core, unit = split_unit(text)
@@ -86,12 +100,6 @@ def shape_of(normal: str) -> Shape:
     if WORDS.fullmatch(text) and not MATH_WORDS.search(text.lower()):
         return _words(text)
     return Shape("expression", text)
-
-
-def has_variables(normal: str) -> bool:
-    r"""Whether letters, Greek ones too, remain beside commands, text, and the constants e and i."""
-    bare = re.sub(rf"\\text\{{[^{{}}]*\}}|\\(?:mathbb|begin|end)\{{[^{{}}]*\}}|\\(?!{GREEK})[a-zA-Z]+", " ", normal)
-    return re.search(r"[a-df-hj-zA-Z]", bare) is not None
 
 
 def split_top_level(text: str, pattern: re.Pattern) -> tuple[list[str], list[str]]:
@@ -118,14 +126,15 @@ def _inside_text(text: str) -> str | None:
     r"""Content of an answer that is one `\text{...}`, one pair of braces, or one pair of redundant parentheses."""
     opening = re.match(r"(?:\\text)?\{", text)
     if opening and closing_brace(text, opening.end() - 1) == len(text) - 1:
-        return text[opening.end() : -1].strip()
+        return text[opening.end() : -1].strip(" .,;:" if opening.group().startswith("\\text") else None)
     if text[0] == "(" and _closes_at_end(text) and len(split_top_level(text[1:-1], SEPARATORS)[0]) == 1:
         return text[1:-1].strip()
     return None
 
 
 def _shape_of_words(inner: str, text: str) -> Shape | None:
-    r"""Words, if they were marked as text: `\text{Row 3}` is words, while `\text{5}`, `\text{A, B}` and `(x+1)` are not."""
+    r"""Words, if they were marked as text: `\text{Row 3}` is words, while `\text{5}`, `\text{A, B}` and `(x+1)` are
+    not."""
     if not text.startswith("\\text") or "\\" in inner or re.search(r"[=<>_^{}]", inner):
         return None
     plain = shape_of(inner)
@@ -158,9 +167,11 @@ def _relation(text: str) -> Shape | None:
 
 
 def _list(text: str) -> Shape | None:
-    elements, _ = split_top_level(text, SEPARATORS)
+    elements, separators = split_top_level(text, SEPARATORS)
     elements = [value for element in elements if element.strip() for value in _both_signs(element.strip())]
-    return Shape("list", text, parts=tuple(elements)) if len(elements) > 1 else None
+    joints = set(re.findall(r"and|or", " ".join(separators)))
+    joint = joints.pop() if len(joints) == 1 else None
+    return Shape("list", text, parts=tuple(elements), value=joint) if len(elements) > 1 else None
 
 
 def _both_signs(element: str) -> list[str]:
@@ -184,13 +195,26 @@ def _delimited(text: str) -> Shape | None:
     if opening == "\\{":
         if closing != "\\}":
             return None
+        if (builder := SET_BUILDER.fullmatch(inner)) is not None:
+            return _set_builder(builder, text)
         elements = [value for element in elements if element for value in _both_signs(element)]
-        return Shape("list", text, parts=tuple(elements)) if elements else Shape("expression", r"\emptyset")
+        return Shape("list", text, parts=tuple(elements)) if elements else shape_of(r"\emptyset")
     if "" in elements:
         return None
     if len(elements) == 1:  # round ones were taken off before
         return shape_of(inner) if MATRIX.fullmatch(inner) else Shape("tuple", text, tuple(elements), opening + closing)
     return Shape("tuple", text, tuple(elements), opening + closing)
+
+
+def _set_builder(builder: re.Match, text: str) -> Shape:
+    r"""`\{t : t > 1\}` is the relation `x>1`, whatever the bound name; with a condition on something else it is left
+    as it is."""
+    name, condition = builder["name"], builder["condition"].strip()
+    letter = re.compile(rf"(?<![\\a-zA-Z]){name}(?![a-zA-Z])")
+    relation = shape_of(condition)
+    if relation.kind not in ("relation", "list") or not letter.search(condition) or (name != "x" and "x" in condition):
+        return Shape("expression", text)
+    return shape_of(letter.sub("x", condition))
 
 
 def _union(text: str) -> Shape | None:

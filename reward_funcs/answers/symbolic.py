@@ -1,8 +1,10 @@
 r"""Computer algebra, in the worker processes only: single expressions, equations and sets, parsed by math-verify.
 
-Expressions are equal if they agree to forty digits at fixed random points. The values are cached, most wrong answers are
-refused without any simplification, and it holds where math-verify's own numeric comparison does not: that rounds to six
-decimals (`.0000672` equals `.000067`) and chops below 1e-15 (`\frac{1}{2^{98}}` equals `\frac{1}{2^{97}}`). Equations are
+Expressions are equal if they agree to forty digits at fixed random points. The values are cached, most wrong answers
+are refused without any simplification, and it holds where math-verify's own numeric comparison does not: that rounds
+to six
+decimals (`.0000672` equals `.000067`) and chops below 1e-15 (`\frac{1}{2^{98}}` equals `\frac{1}{2^{97}}`). Equations
+    are
 equal if they are multiples of each other. Sets and inequalities go to `math_verify.verify`.
 """
 
@@ -18,6 +20,7 @@ from math_verify import LatexExtractionConfig, parse, verify
 from sympy.core.function import AppliedUndef
 
 from .exact_numbers import parse_number
+from .formulas import with_named_primes
 
 
 EXTRACTION = [
@@ -35,16 +38,19 @@ NOISE = sympy.Float("1e-100", DIGITS)  # below this it is what is left of zero
 DEGREES = re.compile(r"(\d+(?:\.\d+)?)°")  # dropped otherwise
 PRODUCT = re.compile(r"(?<=[\d)])\s*\(")  # 2(3) would be read as 2 + 3
 CAPITAL = re.compile(  # read as small ones otherwise
-    r"(\\(?:mathbb|text|begin|end|operatorname)\{[^{}]*\}|\\[a-zA-Z]+)|([A-Z])(?!_)"
+    r"(\\end\{\w+\}\^\{T\}|\\(?:mathbb|text|begin|end|operatorname)\{[^{}]*\}|\\[a-zA-Z]+)|([A-Z])(?!_)"
 )
 POINTS = ("positive 1", "positive 2", "mixed 1", "mixed 2")  # where variables are positive, and of either sign
 
 
 def equal_expressions(gold: str, answer: str) -> bool:
-    """Whether two normal forms, each one expression, equation, inequality or set, are equal in value. May take for ever."""
+    """Whether two normal forms, each one expression, equation, inequality or set, are equal in value. May take for
+    ever."""
     g, a = parse_expression(gold), parse_expression(answer)
     if g is None or a is None:
         return False
+    if _is_matrix(g) and _is_matrix(a):
+        return _equal_matrices(g, a)
     if isinstance(g, sympy.Eq) and isinstance(a, sympy.Eq):
         return _equal_equations(gold, answer)
     if isinstance(g, sympy.Expr) and isinstance(a, sympy.Expr):
@@ -59,7 +65,7 @@ def equal_expressions(gold: str, answer: str) -> bool:
 @lru_cache(maxsize=4096)
 def parse_expression(normal: str) -> Any:  # sympy has no types
     """What math-verify makes of a normal form, a `sympy.Basic` or a `sympy.MatrixBase`; or `None`."""
-    latex = DEGREES.sub(r"(\\frac{\1\\pi}{180})", normal).replace("%", r"\%")
+    latex = DEGREES.sub(r"(\\frac{\1\\pi}{180})", with_named_primes(normal)).replace("%", r"\%")
     latex = PRODUCT.sub(r"\\cdot(", latex)
     latex = CAPITAL.sub(lambda match: match[1] or f"{match[2]}_{{capital}}", latex)
     parsed = parse(
@@ -72,13 +78,33 @@ def parse_expression(normal: str) -> Any:  # sympy has no types
     return parsed[0] if parsed else None
 
 
+def _is_matrix(parsed: Any) -> bool:
+    """A matrix, or sums, products, powers and transposes of some."""
+    if isinstance(parsed, sympy.MatrixBase):
+        return True
+    nodes = sympy.preorder_traversal(parsed) if isinstance(parsed, sympy.Basic) else ()
+    return any(isinstance(node, sympy.MatrixBase) for node in nodes)
+
+
+def _equal_matrices(gold: Any, answer: Any) -> bool:
+    """Whether two matrices, worked out, have equal entries."""
+    g, a = (side if isinstance(side, sympy.MatrixBase) else side.doit() for side in (gold, answer))
+    if not isinstance(g, sympy.MatrixBase) or not isinstance(a, sympy.MatrixBase) or g.shape != a.shape:
+        return False
+    return all(_same_values(_values(x), _values(y)) or False for x, y in zip(g, a, strict=True))
+
+
 @lru_cache(maxsize=4096)
 def values(normal: str) -> tuple[sympy.Expr | None, ...] | None:
     """
-    Values of an expression, `None` where there is none: one if it has no variables (exact if that is rational), else one at
-    each of the points. `None` altogether if it is no formula that can be evaluated (an unknown function, a set).
+    Values of an expression, `None` where there is none: one if it has no variables (exact if that is rational), else
+    one at each of the points. `None` altogether if it is no formula that can be evaluated (an unknown function, a
+    set).
     """
-    expression = parse_expression(normal)
+    return _values(parse_expression(normal))
+
+
+def _values(expression: sympy.Expr) -> tuple[sympy.Expr | None, ...] | None:
     expression = expression.xreplace({number: sympy.Rational(str(number)) for number in expression.atoms(sympy.Float)})
     expression = expression.xreplace({symbol: sympy.I for symbol in expression.free_symbols if symbol.name == "i"})
     if expression.atoms(AppliedUndef):
@@ -92,7 +118,8 @@ def values(normal: str) -> tuple[sympy.Expr | None, ...] | None:
 
 
 def _coordinate(name: str, point: str) -> sympy.Rational:
-    """Fixed value of a variable at a point: between 1/2 and 3, of random sign at the mixed points, never the same twice."""
+    """Fixed value of a variable at a point: between 1/2 and 3, of random sign at the mixed points, never the same
+    twice."""
     draw = random.Random(f"{name} {point}")
     size = sympy.Rational(draw.randrange(5 * 10**11, 3 * 10**12), 10**12)
     return size if point.startswith("positive") else size * draw.choice((-1, 1))
@@ -106,7 +133,8 @@ def _number(expression: sympy.Expr) -> sympy.Expr | None:
 
 def _same_values(gold: tuple | None, answer: tuple | None) -> bool | None:
     r"""
-    Whether values agree wherever the gold has one; `None` if that cannot be told. At the mixed points only real values of the
+    Whether values agree wherever the gold has one; `None` if that cannot be told. At the mixed points only real values
+    of the
     gold count, so that formulas for positive variables (`x\sqrt{x}`) need to agree for those alone.
     """
     if gold is None or answer is None:
