@@ -9,6 +9,7 @@ from tiny_models import letters_reward, tiny_config, tiny_dataset, tiny_model, t
 
 from clipo_trl import CLIPOTrainer, contrastive_loss, contrastive_reward
 from clipo_trl.calibration import MEMORY, PRIOR_PAIRS, Calibration
+from clipo_trl.cli.run_plan import describe_clipo, plan_run
 from clipo_trl.metrics import sound_against_lucky
 from clipo_trl.rewards import agreement_reward
 
@@ -312,3 +313,10 @@ def test_a_schedule_goes_on_where_the_checkpoint_was(tmp_path):
 def test_a_constant_weight_is_not_logged(tmp_path):
     trainer = train(tmp_path, max_steps=1)
     assert not any("contrastive/reward_weight" in row for row in trainer.state.log_history)
+
+
+def test_the_table_at_the_start_tells_of_them(tmp_path):
+    settings = {"contrastive_baseline": "log_positives", "contrastive_reward_schedule": "cosine"}
+    trainer = make_trainer(tmp_path, **settings)
+    told = " ".join(describe_clipo(trainer, plan_run(trainer.args, 8)).values())
+    assert "0.2 (lambda) x (loss - log number of positives), at least -0.5, lambda to 0 (cosine)" in told
