@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 
 from ..faithfulness.jobs import write_json  # noqa: E402
-from ..faithfulness.statistics import N_RESAMPLES, compare, describe, nan_mean  # noqa: E402
+from ..faithfulness.statistics import mean_and_band, nan_mean, paired_differences  # noqa: E402
 from .grid import BASE  # noqa: E402
 
 
@@ -38,13 +38,25 @@ def numbers_of(results: Results, metrics: list[str]) -> dict[str, Any]:
     return {
         metric: {
             arm: {
-                "level": describe([values[metric] for values in seeds.values()]),
-                "difference": compare(results, arm, BASE, metric) if arm != BASE else None,
+                "level": describe({seed: values[metric] for seed, values in seeds.items()}),
+                "difference": describe(paired_differences(results, arm, BASE, metric)) if arm != BASE else None,
             }
             for arm, seeds in results.items()
         }
         for metric in metrics
     }
+
+
+def describe(by_seed: Mapping[int, float]) -> dict[str, Any]:
+    """
+    Number, mean and 95 % interval of those values that are numbers: `n`, `mean`, `low`, `high`, `by_seed`.
+
+    The interval is Student's: a grid has few seeds, of which a bootstrap would make too narrow a one (of three values,
+    from the least to the greatest at most).
+    """
+    by_seed = {seed: value for seed, value in by_seed.items() if not math.isnan(value)}
+    mean, low, high = (float(values[0]) for values in mean_and_band(np.array([*by_seed.values()], float)[:, None]))
+    return {"n": len(by_seed), "mean": mean, "low": low, "high": high, "by_seed": by_seed}
 
 
 def write_report(results: Results, metrics: list[str], about: dict[str, Any], output_dir: Path) -> Path:
@@ -73,8 +85,8 @@ def report_lines(numbers: dict[str, Any], about: dict[str, Any]) -> Iterable[str
     yield (
         f"Base: {', '.join(f'`{path}`' for path in about['base'])}. Each number is a mean over seeds, of the last "
         f"{about['last_steps']} training steps (of `eval_...`: of the last evaluation). Differences are to the base, paired by "
-        f"seed; [ ] is the 95 % bootstrap interval over seeds (percentile, {N_RESAMPLES:,} resamples). Of many intervals some "
-        "leave out 0 by chance: about one in twenty where nothing differs."
+        f"seed; [ ] is Student's 95 % interval over seeds. Of many intervals some leave out 0 by chance: about one in twenty where "
+        "nothing differs. And all differences share the base's runs: where those did well by chance, every arm looks worse."
     )
     if about["same"]:
         yield f"\nThe base itself: {', '.join(about['same'])}."
