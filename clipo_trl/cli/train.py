@@ -219,7 +219,8 @@ def on_one_process(check: Callable[[], Any]) -> None:
         try:
             check()
         except Exception as error:
-            found = error
+            known = isinstance(error, UsageError)  # which can travel; of others, what they say does
+            found = error if known else RuntimeError(f"{type(error).__name__}: {error}")
     [found] = broadcast_object_list([found])
     if found is not None:
         raise found
