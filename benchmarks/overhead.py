@@ -131,9 +131,9 @@ class NaiveSource(StateSource):
     are made."""
 
     @torch.no_grad()
-    def pooled(self, model_wrapped, rows_per_pass: int, pad_token_id: int) -> torch.Tensor:
+    def pooled(self, model_wrapped, rows_per_pass: int, pad_token_id: int, image_inputs=None) -> torch.Tensor:
         if self.mode != "naive":
-            return super().pooled(model_wrapped, rows_per_pass, pad_token_id)
+            return super().pooled(model_wrapped, rows_per_pass, pad_token_id, image_inputs)
         pooled, device = [], next(model_wrapped.parameters()).device
         for start in range(0, len(self.tokens), rows_per_pass):
             rows = list(range(start, min(start + rows_per_pass, len(self.tokens))))

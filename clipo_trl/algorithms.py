@@ -31,7 +31,7 @@ class Algorithm:
     unread: tuple[str, ...] = ()
     config: str = "clipo_trl.config:CLIPOConfig"
     trainer: str = "clipo_trl.trainer:CLIPOTrainer"
-    plain: str = "clipo_trl.upstream.mended:MendedGRPOTrainer"
+    plain: str = "clipo_trl.plain:MendedGRPOTrainer"
 
     def config_class(self) -> Any:
         return _load(self.config)
@@ -70,7 +70,7 @@ TOKEN = {"importance_sampling_level": ("token",)}
 GMPO: dict[str, Any] = {
     "config": "clipo_trl.gmpo:CLIPOGMPOConfig",
     "trainer": "clipo_trl.gmpo:CLIPOGMPOTrainer",
-    "plain": "clipo_trl.upstream.mended:MendedGMPOTrainer",
+    "plain": "clipo_trl.plain:MendedGMPOTrainer",
 }
 CONSPO: dict[str, Any] = {
     "config": "clipo_trl.conspo_config:CLIPOConSPOConfig",
@@ -112,7 +112,14 @@ ALGORITHMS = {
     "conspo": Algorithm(
         "arXiv 2605.12969",
         makes={"loss_type": ("grpo",)},
-        unread=("epsilon", "epsilon_high", "importance_sampling_level", "scale_rewards"),
+        published={"learning_rate": 2e-6},
+        unread=(
+            "epsilon",
+            "epsilon_high",
+            "importance_sampling_level",
+            "scale_rewards",
+            "multi_objective_aggregation",
+        ),
         **CONSPO,
     ),
 }

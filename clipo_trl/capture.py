@@ -18,8 +18,12 @@ from .hidden_states import (
     right_padded,
     shown_to_themselves,
 )
+from .images import check_tool_images
 from .parent_shapes import GRPOArguments
 from .upstream.zero3_order import order_of_its_own
+
+
+ImageInputs = Callable[[RolloutTokens, list[int], int], dict[str, torch.Tensor]]
 
 
 def trl_scores_rollouts(args: GRPOArguments) -> bool:
@@ -73,7 +77,8 @@ class StateSource:
         reader (`HiddenStateReader`): knows where the policy's states come out.
         mode (`str`): the capture mode, fixed for the run, so that all processes make the same forward passes.
             `"fused"`: in TRL's own pass for old log-probabilities. `"decode"`: while `generate` decodes. `"forward"`:
-            in a pass of our own over the decoder.
+            in a pass of our own over the decoder; of a vision-language model that is all but the LM head, and it is
+            fed the images, too.
         pooling (`str`): `"mean"` or `"last"`.
         eos_token_ids (`list[int]`): tokens that end a completion.
         accelerator (`Accelerator`): knows the other processes.
@@ -111,12 +116,8 @@ class StateSource:
         pooler = DecodePooler(self._eos_token_ids, self.pooling) if self.mode == "decode" else None
         with self.reader.watch(pooler) if pooler is not None else nullcontext():
             output = generate()
-        prompt_ids, completion_ids, tool_mask, _, _, _, images = output[:7]
-        if any(images or []):  # inside messages, from a tool or from an environment: no column told of them
-            raise ValueError(
-                "A rollout has an image in its messages, but CLIPO reads the hidden states of text rollouts only. Take the "
-                "images out of the prompts, tools and environments, or train with `GRPOTrainer`."
-            )
+        prompt_ids, completion_ids, tool_mask, _, _, _, _, tool_images = output[:8]
+        check_tool_images(self.mode, tool_images)
         self.tokens = RolloutTokens(prompt_ids, completion_ids, tool_mask)
         if pooler is not None:
             self._pooled_BH = self._agreed(pooler.result(self.tokens))
@@ -160,7 +161,9 @@ class StateSource:
             logps = logps.masked_fill(attention_mask_BL[:, n_prompt:] == 0, 0.0)
         return logps, *others
 
-    def pooled(self, model_wrapped: nn.Module, rows_per_pass: int, pad_token_id: int) -> torch.Tensor:
+    def pooled(
+        self, model_wrapped: nn.Module, rows_per_pass: int, pad_token_id: int, image_inputs: ImageInputs | None = None
+    ) -> torch.Tensor:
         """
         Pooled states `(B, H)`, float32; by passes over the decoder where nothing has read them yet.
 
@@ -168,13 +171,18 @@ class StateSource:
             model_wrapped (`nn.Module`): the policy in its distributed wrapper.
             rows_per_pass (`int`): rows of a training micro-batch. A pass takes no more tokens, padding included, than
                 that many of the longest rollouts have.
+            pad_token_id (`int`): fills shorter rows.
+            image_inputs (`Callable`, *optional*): of the tokens, the rows of a pass and its width: what the decoder
+                takes beside the tokens of rollouts about images.
         """
         if self._pooled_BH is None:
-            self._pooled_BH = self._by_passes(model_wrapped, rows_per_pass, pad_token_id)
+            self._pooled_BH = self._by_passes(model_wrapped, rows_per_pass, pad_token_id, image_inputs)
         return self._pooled_BH.to(self._accelerator.device)
 
     @torch.no_grad()
-    def _by_passes(self, model_wrapped: nn.Module, rows_per_pass: int, pad_token_id: int) -> torch.Tensor:
+    def _by_passes(
+        self, model_wrapped: nn.Module, rows_per_pass: int, pad_token_id: int, image_inputs: ImageInputs | None
+    ) -> torch.Tensor:
         """Over the decoder alone. Nothing waits for the device: its work is queued, and the host can go on."""
         tokens, device = self.tokens, self._accelerator.device
         assert tokens is not None  # inside `rollouts`
@@ -187,9 +195,10 @@ class StateSource:
         with self._passing_through_the_decoder(model_wrapped) as decoder:
             for rows in passes:
                 input_ids, attention_mask, reads = right_padded(tokens, rows, self.pooling, pad_token_id, device)
+                images = {} if image_inputs is None else image_inputs(tokens, rows, input_ids.size(1))
                 pooler = ForwardPooler(reads)
                 with self.reader.watch(pooler), self._accelerator.autocast():
-                    decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+                    decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **images)
                 pooled_BH[rows] = pooler.result().to(device)
                 self.n_extra_passes += 1
         return pooled_BH

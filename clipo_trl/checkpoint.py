@@ -86,8 +86,11 @@ def save_state(checkpoint: str, learner: HeadLearner, warmup: Warmup) -> None:
     torch.save(state, os.path.join(checkpoint, STATE_NAME))
 
 
-def load_state(checkpoint: str, learner: HeadLearner, warmup: Warmup, step: int) -> None:
-    """Have the head go on from a checkpoint of optimizer step `step`, or begin there if the checkpoint has none."""
+def load_state(checkpoint: str, learner: HeadLearner, warmup: Warmup, step: int) -> bool:
+    """
+    Have the head go on from a checkpoint of optimizer step `step`, or begin there if the checkpoint has none. Returns
+    whether it begins.
+    """
     has_head, has_state = (os.path.exists(os.path.join(checkpoint, name)) for name in (HEAD_FOLDER, STATE_NAME))
     if has_head or has_state:
         load_checked(learner.head, checkpoint, "resume_from_checkpoint")
@@ -95,7 +98,8 @@ def load_state(checkpoint: str, learner: HeadLearner, warmup: Warmup, step: int)
         fresh = "The optimizer of the contrastive head" if has_head else "The contrastive head"
         logger.warning(f"{checkpoint} has no {STATE_NAME}. {fresh} and its warm-up start afresh.")
         warmup.start = step
-        return
+        return True
     state = torch.load(os.path.join(checkpoint, STATE_NAME), map_location="cpu", weights_only=True)
     learner.load_state_dict(state)
     warmup.start = state.get("warmup_start", 0)
+    return False

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from trl import GRPOConfig
 
 from .config import CLIPOConfigMixin, SuccessFields, with_parameters
+from .dynamic_sampling_config import DynamicSamplingConfigMixin
 
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class ConSPOFields:
 
 
 @dataclass
-class ConSPOConfigMixin(ConSPOFields, SuccessFields, ParentConfig):
+class ConSPOConfigMixin(ConSPOFields, DynamicSamplingConfigMixin, SuccessFields, ParentConfig):
     r"""
     The fields that ConSPO adds to the configuration of a GRPO-shaped trainer, and other defaults of two that TRL has:
     `loss_type` is `"grpo"` and `vllm_importance_sampling_correction` is `False`. Other values of these are refused,
@@ -100,7 +101,7 @@ class ConSPOConfigMixin(ConSPOFields, SuccessFields, ParentConfig):
 class ConSPOConfig(ConSPOConfigMixin, GRPOConfig):
     r"""
     Configuration class for the [`ConSPOTrainer`]: every field of `GRPOConfig`, and those of [`ConSPOConfigMixin`],
-    listed below. The fields of success are CLIPO's.
+    listed below. The fields of success are CLIPO's, those of dynamic sampling [`DAPOConfig`]'s.
     """
 
 
@@ -134,5 +135,7 @@ class CLIPOConSPOConfig(ConSPOConfigMixin, CLIPOConfigMixin, GRPOConfig):
             )
 
 
-ConSPOConfigMixin.__doc__ = with_parameters(ConSPOConfigMixin.__doc__, (ConSPOFields, SuccessFields))
-ConSPOConfig.__doc__ = with_parameters(ConSPOConfig.__doc__, (ConSPOFields, SuccessFields))
+ConSPOConfigMixin.__doc__ = with_parameters(
+    ConSPOConfigMixin.__doc__, (ConSPOFields, SuccessFields, DynamicSamplingConfigMixin)
+)
+ConSPOConfig.__doc__ = with_parameters(ConSPOConfig.__doc__, (ConSPOFields, SuccessFields, DynamicSamplingConfigMixin))

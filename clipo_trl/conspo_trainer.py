@@ -26,6 +26,7 @@ from trl.models.utils import disable_gradient_checkpointing
 
 from .conspo import conspo_weights, scheduled_margin, sequence_scores
 from .conspo_config import CLIPOConSPOConfig, ConSPOConfig, ConSPOConfigMixin
+from .dynamic_sampling import DynamicSamplingMixin
 from .parent_shapes import GRPOArguments, arguments_by_name, default_arguments
 from .success import find_success_rule, label_successes, warn_of
 from .trainer import CLIPOMixin
@@ -59,6 +60,7 @@ class ConSPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
 
     args: ConSPOArguments
     _config_class: Any = ConSPOConfig
+    _kind_of_batch = "conspo"
 
     def __init__(self, *args, **kwargs):
         given = arguments_by_name(type(self), ConSPOMixin, args, kwargs)
@@ -66,7 +68,8 @@ class ConSPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
         super().__init__(**given)
         if not isinstance(self, CLIPOMixin):  # which has found them already
             weights = dict(zip(self.reward_func_names, self.reward_weights.tolist(), strict=True))
-            self.success_rule = find_success_rule(weights, self.args.contrastive_success_rewards, None)
+            step_reward = getattr(self.args, "contrastive_step_reward", None)  # of a configuration that has CLIPO's
+            self.success_rule = find_success_rule(weights, self.args.contrastive_success_rewards, step_reward)
             warn_of(self.success_rule, self.args.contrastive_success_threshold)
             self._success_columns = [i for i, name in enumerate(weights) if name in self.success_rule.names]
 
@@ -182,7 +185,7 @@ class ConSPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
             self._metrics["train"][f"conspo/{name}"].append(value)
 
 
-class ConSPOTrainer(ConSPOMixin, GRPOTrainer):
+class ConSPOTrainer(ConSPOMixin, DynamicSamplingMixin, GRPOTrainer):
     """
     Trainer for Contrastive Sequence-level Policy Optimization (ConSPO, https://huggingface.co/papers/2605.12969).
 
@@ -195,6 +198,7 @@ class ConSPOTrainer(ConSPOMixin, GRPOTrainer):
         success_rule ([`SuccessRule`]): the rewards that decide which rollouts are right, and how they were chosen.
     """
 
+    args: Any  # a `ConSPOConfig`, whose parts type it apart
     _tag_names = ["trl", "conspo"]
     _name = "ConSPO"
     _paper = {
@@ -268,5 +272,5 @@ def conspo_metrics(
         # The weights of a group's right rollouts are (1 - P_i) / N+.
         "p_correct": (1 - weight_PG.clamp(min=0).sum(1))[live_P].mean().item(),
         "score_gap": (mean_right_P - mean_wrong_P)[live_P].mean().item(),
-        "live_groups": live_P.float().mean().item(),
+        "live_groups": live_P[valid_PG.any(1)].float().mean().item(),
     }

@@ -8,6 +8,7 @@ from trl import GRPOConfig, GRPOTrainer
 from .config import with_parameters
 from .dynamic_sampling import DynamicSamplingMixin
 from .dynamic_sampling_config import DynamicSamplingConfigMixin
+from .parent_shapes import arguments_by_name, default_arguments
 
 
 _DYNAMIC_SAMPLING = {one.name: one.metadata for one in fields(DynamicSamplingConfigMixin)}
@@ -43,6 +44,7 @@ class DAPOTrainer(DynamicSamplingMixin, GRPOTrainer):
     Arguments are those of `GRPOTrainer`; `args` is a [`DAPOConfig`].
     """
 
+    _config_class = DAPOConfig
     _tag_names = ["trl", "grpo", "dapo"]
     _name = "DAPO"
     _paper = {
@@ -57,6 +59,12 @@ class DAPOTrainer(DynamicSamplingMixin, GRPOTrainer):
                 eprint       = {arXiv:2503.14476},
             }"""),
     }
+
+    def __init__(self, *args, **kwargs):
+        given = arguments_by_name(type(self), DAPOTrainer, args, kwargs)
+        if given.get("args") is None:
+            given["args"] = default_arguments(self, given.get("model"))
+        super().__init__(**given)
 
 
 DAPOConfig.__doc__ = with_parameters(DAPOConfig.__doc__, (DAPOFields,))

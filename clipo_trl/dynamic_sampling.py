@@ -210,6 +210,8 @@ class DynamicSamplingMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatching
                 f"`args` is a `{type(self.args).__name__}`, which has no field `dynamic_sampling`. Pass a `DAPOConfig`, or an instance "
                 f"of `class MyConfig(DynamicSamplingConfigMixin, {type(self.args).__name__})` decorated with `@dataclass`."
             )
+        if not resume_from_checkpoint:
+            self._prompts_drawn = self._prompts_consumed = 0
         if self.args.dynamic_sampling:
             self._check_dataset()
             self._spread_columns = self._find_spread_columns()
@@ -235,7 +237,12 @@ class DynamicSamplingMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatching
         of_clipo: SuccessRule | None = getattr(self, "success_rule", None)
         wanted = self.args.dynamic_sampling_rewards
         rule = of_clipo if wanted is None else None
-        rule = rule or find_success_rule(weights, wanted, None, argument="dynamic_sampling_rewards")
+        if rule is None:
+            # A configuration that has CLIPO's fields names them there: with CLIPO and without, the same decide.
+            step_reward = getattr(self.args, "contrastive_step_reward", None)
+            named = wanted or getattr(self.args, "contrastive_success_rewards", None)
+            argument = "contrastive_success_rewards" if wanted is None else "dynamic_sampling_rewards"
+            rule = find_success_rule(weights, named, step_reward, argument=argument)
         if rule.choice == "all" and of_clipo is None:
             logger.warning(
                 f"`dynamic_sampling` keeps the groups in which the weighted sum of ALL rewards, {' + '.join(rule.names)}, has a spread: a "

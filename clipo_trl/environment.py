@@ -29,6 +29,7 @@ class Conflict(NamedTuple):
     package: str
     text: str
     install: tuple[str, ...]
+    replaces: bool = False  # `install` is another version of the package itself
 
 
 def installed_version(name: str) -> str | None:
@@ -57,13 +58,15 @@ def range_for(package: str, name: str, extra: str = "") -> SpecifierSet:
 
 def conflicts() -> list[Conflict]:
     """All that are found; an empty list where nothing contradicts anything."""
-    found = [
-        conflict
-        for package in DECLARING
-        if installed_version(package) is not None
-        for name in SHARED
-        if (conflict := conflict_between(package, name)) is not None
-    ]
+    found: list[Conflict] = []
+    for package in DECLARING:
+        if installed_version(package) is None:
+            continue
+        of_package = [one for name in SHARED if (one := conflict_between(package, name)) is not None]
+        replaced = [one for one in of_package if one.replaces]
+        if replaced:  # another version of the package itself: what this one needs is beside the point
+            of_package = [replaced[0]._replace(text="; ".join(one.text for one in of_package))]
+        found += of_package
     trl = installed_version("trl")
     if trl is not None and Version(trl) < Version("1.14.2") and installed_version("requests") is None:
         found.append(
@@ -79,11 +82,17 @@ def conflict_between(package: str, name: str) -> Conflict | None:
         return None
     text = f"{package} {installed_version(package)} needs {name}{theirs}, but {name} {version} is installed"
     ours = range_for("clipo_trl", name)
-    exact = [one.version for one in theirs if one.operator == "=="]
-    if package in ENGINES and exact and not ours.contains(exact[0], prereleases=True):
+    if package in ENGINES and not admit_a_version(ours & theirs):
         # An engine of a time that we do not reach back to: another engine, not another torch.
-        return Conflict(package, text, (f"{package}{range_for('trl', 'vllm', 'vllm')}", f"{name}{ours}"))
+        return Conflict(package, text, (f"{package}{range_for('trl', 'vllm', 'vllm')}", f"{name}{ours}"), True)
     return Conflict(package, text, (f"{name}{ours & theirs}",))
+
+
+def admit_a_version(wanted: SpecifierSet) -> bool:
+    """Whether some version fulfils it, as far as the versions that it names, and those just after them, tell."""
+    named = [Version(one.version.removesuffix(".*")) for one in wanted]
+    candidates = [*named, *(Version(f"{version.base_version}.1") for version in named), Version("0"), Version("99999")]
+    return any(wanted.contains(version, prereleases=True) for version in candidates)
 
 
 def pip_line(install: tuple[str, ...]) -> str:

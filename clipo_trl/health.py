@@ -27,6 +27,7 @@ PAGE = "docs/metrics.md"
 CORRECT, ANCHORS, LEFT_OUT = "contrastive/correct_rollouts", "contrastive/anchors", "contrastive/left_out_rollouts"
 FLOOR, PAID, HEAD_GRADIENT = "contrastive/floor_rewards", "contrastive/reward/mean", "contrastive/head_grad_norm"
 SAME, OTHER = "contrastive/embedding_cosine_correct_correct", "contrastive/embedding_cosine_correct_wrong"
+UNFILLED, NO_REWARD = "dynamic_sampling/unfilled", "dynamic_sampling/dropped_no_reward"
 NO_SPREAD, TRUNCATED, GRADIENT = "frac_reward_zero_std", "completions/clipped_ratio", "grad_norm"
 
 _HEAD_LEARNS_IN = 50  # generation batches before embeddings are judged: the head's loss falls in the first tens
@@ -156,9 +157,18 @@ def _correct_without_answer(logs: Logs, args: CLIPOArguments) -> bool:
 # or the other one yields.
 RULES = (
     Rule(
+        "no_group_has_a_spread",
+        needs=(UNFILLED, NO_REWARD),
+        holds=lambda logs, args: logs[UNFILLED] == 1 and logs[NO_REWARD] < 1,
+        message="In {args.dynamic_sampling_max_attempts} attempts `dynamic_sampling` found no group whose verifiable reward has a "
+        "spread: nothing is trained. `dynamic_sampling/dropped_all_right` and `dropped_all_wrong` say whether the task is solved "
+        "or too hard.",
+    ),
+    Rule(
         "no_rewards",
         needs=(LEFT_OUT,),
         holds=lambda logs, args: logs[LEFT_OUT] == 1 and logs.get("reward") is None,
+        yields_to=("no_group_has_a_spread",),
         message="No reward function scored a single rollout: all returned None. Likely they do not find the column or the "
         "answer that they look for.",
     ),

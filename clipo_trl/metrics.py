@@ -34,11 +34,13 @@ def rollout_metrics(
         correct_PG, valid_PG (`torch.Tensor` of shape `(P, G)`, bool): success label; False where a rollout was left
             out.
     """
+    n_valid = valid_PG.sum().item()
     metrics = {
         "head_loss": (loss_PG.sum() / is_anchor_PG.sum()).item(),  # 0 / 0 = NaN: TRL leaves NaN out of its averages
-        "correct_rollouts": correct_PG.float().mean().item(),
-        "anchors": is_anchor_PG.float().mean().item(),
-        "trivial_groups": (~is_anchor_PG.any(dim=1)).float().mean().item(),
+        # Of the rollouts, and groups, that count: 0 / 0 where there are none.
+        "correct_rollouts": (correct_PG & valid_PG).sum().item() / n_valid if n_valid else float("nan"),
+        "anchors": is_anchor_PG.sum().item() / n_valid if n_valid else float("nan"),
+        "trivial_groups": (~is_anchor_PG.any(1))[valid_PG.any(1)].float().mean().item(),
         "left_out_rollouts": (~valid_PG).float().mean().item(),
         "floor_rewards": float("nan"),
     }

@@ -27,6 +27,7 @@ from .dynamic_sampling import DynamicSamplingMixin
 from .environment import check_environment
 from .head import HEAD_FOLDER, ContrastiveHead, check_hidden_size, head_settings, resolve_saved_head
 from .hidden_states import HiddenStateReader
+from .images import check_images, check_prompts, has_image, image_column, prompt_image_inputs
 from .learner import HeadLearner
 from .metrics import batch_metrics
 from .parent_shapes import CLIPOArguments, arguments_by_name, default_arguments, end_tokens
@@ -63,11 +64,10 @@ class CLIPOMixin(DynamicSamplingMixin):
     def __init__(self, *args, **kwargs):
         given = arguments_by_name(type(self), CLIPOMixin, args, kwargs)
         given["args"] = self._with_contrastive_fields(given.get("args"), given.get("model"))
-        if given["args"].use_vllm:
+        if given["args"].use_vllm and given["args"].vllm_mode == "colocate":  # else the engine is elsewhere
             check_environment()
         # First of all: a saved head decides which states are read.
         given["args"], self._saved_head = resolve_saved_head(given["args"])
-        self._refuse_images(given.get("train_dataset"))
         weights = given["args"].reward_weights
         self._place_column(given)
         super().__init__(**given)
@@ -78,6 +78,9 @@ class CLIPOMixin(DynamicSamplingMixin):
 
         reader = HiddenStateReader(self.accelerator.unwrap_model(self.model), self.args.contrastive_layer)
         mode = self._choose_capture_mode(reader)
+        self._check_images = partial(check_images, self, mode, reader.decoder)
+        if column := image_column(getattr(self.train_dataset, "column_names", None)):
+            self._check_images(f"`train_dataset` has the column {column!r}")
         self.states = StateSource(reader, mode, self.args.contrastive_pooling, end_tokens(self), self.accelerator)
         self.contrastive_head = self._make_head(reader.hidden_size).to(self.accelerator.device)
         self.head_learner = HeadLearner(self.contrastive_head, self.args, self.accelerator)
@@ -130,15 +133,6 @@ class CLIPOMixin(DynamicSamplingMixin):
             "trainer can name as its `_config_class`."
         )
 
-    @staticmethod
-    def _refuse_images(train_dataset) -> None:
-        found = {"image", "images"} & set(getattr(train_dataset, "column_names", None) or [])
-        if found:
-            raise ValueError(
-                f"`train_dataset` has the column {found.pop()!r}, but CLIPO reads the hidden states of text rollouts only. "
-                "Remove the column, or train with `GRPOTrainer`."
-            )
-
     def _find_success_columns(self) -> list[int]:
         """Columns of the reward functions that decide success; environments may have added columns after ours."""
         names = {column: name for column, name in enumerate(self.reward_func_names) if column != self._column}
@@ -184,6 +178,8 @@ class CLIPOMixin(DynamicSamplingMixin):
     # ------------------------------------------------------------------ rollouts
 
     def _generate_and_score_completions(self, inputs):
+        if not self._evaluating:
+            check_prompts(self, inputs, self._check_images)
         beta = self.beta
         if not self._evaluating and self.warmup.frozen_steps and self.warmup.has_batch(self.head_learner.n_batches):
             self.beta = 0.0  # no step will use these rollouts' log-probabilities under the reference
@@ -221,8 +217,9 @@ class CLIPOMixin(DynamicSamplingMixin):
             return rewards_per_func
         start = time.perf_counter()
         # First: a pass of our own then runs on the device while the reward functions run on the host.
+        image_inputs = partial(prompt_image_inputs, self, prompts) if any(map(has_image, prompts)) else None
         pooled_BH = self.states.pooled(
-            self.model_wrapped, self.args.per_device_train_batch_size, self._tokenizer.pad_token_id
+            self.model_wrapped, self.args.per_device_train_batch_size, self._tokenizer.pad_token_id, image_inputs
         )
         if self.states.n_extra_passes:
             self._log_contrastive(extra_forward_passes=float(self.states.n_extra_passes))
@@ -250,7 +247,9 @@ class CLIPOMixin(DynamicSamplingMixin):
         )
         steps_PG = None if self._step_column is None else rewards_per_func[:, self._step_column].view(-1, G)
         in_warmup = self.warmup.has_batch(self.head_learner.n_batches)
-        batch = self.head_learner.score(pooled_BH, correct_N.view(-1, G), has_reward_N.view(-1, G), steps_PG)
+        progress = self.warmup.progress(self.state.global_step, self.state.max_steps)
+        labels = (correct_N.view(-1, G), has_reward_N.view(-1, G))
+        batch = self.head_learner.score(pooled_BH, *labels, steps_PG, progress)
         columns = zip(self.reward_func_names, rewards_per_func.T.reshape(-1, *batch.correct_PG.shape), strict=True)
         batch.rewards = {name: column_PG for name, column_PG in columns if name != contrastive.__name__}
         batch.reward_PG = self.reward_to_pay(batch)
@@ -349,7 +348,11 @@ class CLIPOMixin(DynamicSamplingMixin):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            load_state(checkpoint, self.head_learner, self.warmup, self.state.global_step)
+            begins = load_state(checkpoint, self.head_learner, self.warmup, self.state.global_step)
+            if begins and self.warmup.frozen_steps:
+                self._buffered_inputs = (
+                    None  # rollouts of a run without a head: the warm-up's frozen steps are for its own
+                )
             self._drop_rollouts_of_a_longer_warmup()
 
     def _drop_rollouts_of_a_longer_warmup(self) -> None:
@@ -382,7 +385,7 @@ class CLIPOTrainer(CLIPOMixin, GRPOTrainer):
         args ([`CLIPOConfig`] or `GRPOConfig`, *optional*):
             Configuration. A plain `GRPOConfig` gets CLIPO's defaults; `None` gets the defaults of [`CLIPOConfig`].
         model, reward_funcs, train_dataset, ...:
-            As in `GRPOTrainer`. Datasets with images are refused.
+            As in `GRPOTrainer`.
 
     Attributes:
         contrastive_head ([`ContrastiveHead`]): the head, saved in `contrastive_head/` beside the model.

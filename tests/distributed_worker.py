@@ -20,6 +20,7 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import save
 from tiny_models import tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
+from transformers.integrations import unset_hf_deepspeed_config
 
 from clipo_trl import CLIPOConfig, CLIPOConSPOConfig, CLIPOConSPOTrainer, CLIPOTrainer
 
@@ -329,6 +330,8 @@ CASES = {
     "forward": {"mode": "forward"},
     "from_elsewhere": {"rollout_func": from_elsewhere, "max_steps": 6},
     "fused": {"num_iterations": 2, "max_steps": 6},
+    "images": {"family": "Qwen2.5-VL"},
+    "images_forward": {"family": "LLaVA", "mode": "forward"},
     "mean": {"contrastive_debias": "mean_subtract", "contrastive_level": "cross", "contrastive_head_type": "mlp"},
     "agreement": {
         "contrastive_reward_type": "agreement",
@@ -378,6 +381,7 @@ def make_trainer(
     mode=None,
     when=None,
     rollout_func=None,
+    family=None,
     **settings,
 ):
     defaults = {
@@ -388,7 +392,12 @@ def make_trainer(
         "use_cpu": backend != "fsdp2",
         **SETTINGS[backend],
     }
-    model, more = tiny_model(), {}
+    model, processor, dataset, more = tiny_model(), tiny_tokenizer(), tiny_dataset(), {}
+    if family is not None:
+        from tiny_vision import picture_dataset, tiny_vision_model
+
+        unset_hf_deepspeed_config()  # that of a case before: its tower would be made in parts
+        (model, processor), dataset = tiny_vision_model(family), picture_dataset("image")
     if tied:
         model.config.tie_word_embeddings = True
         model.tie_weights()
@@ -400,8 +409,8 @@ def make_trainer(
         model,
         reward,
         tiny_config(output_dir, config_class, **{**defaults, **settings}),
-        train_dataset=tiny_dataset(),
-        processing_class=tiny_tokenizer(),
+        train_dataset=dataset,
+        processing_class=processor,
         rollout_func=rollout_func,
         **more,
     )

@@ -19,8 +19,11 @@ def positions_by_hand(n_prompt, policy_mask, pooling="mean"):
 
 
 @torch.no_grad()
-def full_forward_states(model, tokens, pooling="mean", layer=-1):
-    """Pooled states from `output_hidden_states=True`, one rollout at a time, without padding."""
+def full_forward_states(model, tokens, pooling="mean", layer=-1, beside_tokens=lambda row: {}):
+    """
+    Pooled states from `output_hidden_states=True`, one rollout at a time, without padding. `beside_tokens` gives what
+    a rollout's forward pass takes beside its token ids.
+    """
     pooled = []
     was_training = model.training
     model.eval()
@@ -28,7 +31,7 @@ def full_forward_states(model, tokens, pooling="mean", layer=-1):
         n_completion = len(tokens.completion_ids[row])
         policy_mask = tokens.policy_mask[row] if tokens.policy_mask is not None else [1] * n_completion
         ids = torch.tensor([tokens.prompt_ids[row] + tokens.completion_ids[row]], device=model.device)
-        states = model(input_ids=ids, output_hidden_states=True).hidden_states
+        states = model(input_ids=ids, output_hidden_states=True, **beside_tokens(row)).hidden_states
         states = states[layer + 1] if layer >= 0 else states[layer]  # hidden_states[0] are the token embeddings
         positions = positions_by_hand(len(tokens.prompt_ids[row]), policy_mask, pooling)
         pooled.append(states[0, positions].float().mean(0))
@@ -51,10 +54,18 @@ class RecordingTrainer(CLIPOTrainer):
         self.records = []
         self.columns = []
 
+    def beside_tokens(self, row):
+        """What the plain forward pass of a rollout takes beside its token ids."""
+        return {}
+
     def _contrastive_column(self, rewards_per_func, pooled_BH):
         with self.accelerator.autocast():
             expected = full_forward_states(
-                self.model, self.states.tokens, self.args.contrastive_pooling, self.args.contrastive_layer
+                self.model,
+                self.states.tokens,
+                self.args.contrastive_pooling,
+                self.args.contrastive_layer,
+                self.beside_tokens,
             )
         self.records.append((self.states.tokens, pooled_BH.clone(), expected))
         head = copy.deepcopy(self.contrastive_head)
@@ -71,8 +82,16 @@ class RecordingTrainer(CLIPOTrainer):
         return column
 
 
-def record(tmp_path, mode=None, model=None, reward_funcs=letters_reward, trainer_kwargs=None, **settings):
-    trainer_class = type("Recording", (RecordingTrainer,), {"force_mode": mode})
+def record(
+    tmp_path,
+    mode=None,
+    model=None,
+    reward_funcs=letters_reward,
+    trainer_kwargs=None,
+    base=RecordingTrainer,
+    **settings,
+):
+    trainer_class = type("Recording", (base,), {"force_mode": mode})
     trainer = trainer_class(
         model or tiny_model(),
         reward_funcs,

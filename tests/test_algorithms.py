@@ -15,6 +15,7 @@ import train
 from clipo_trl import CLIPOMixin, ConSPOTrainer
 from clipo_trl.algorithms import ALGORITHMS, find_algorithm
 from clipo_trl.cli.run_choices import run_rows
+from clipo_trl.cli.run_plan import describe_loss
 from clipo_trl.cli.train import parse_arguments
 from reward_funcs.errors import UsageError
 
@@ -29,8 +30,8 @@ OF_TRL = {"gmpo": GMPOTrainer, "conspo": ConSPOTrainer}  # the others are GRPOTr
 NAMES = [None, *ALGORITHMS]
 
 
-def trained(tmp_path, name, trainer_class, reward_funcs=letters_reward, **settings):
-    """Five optimizer steps, two to a generation batch, so that ratios are not 1."""
+def make_trainer(tmp_path, name, trainer_class, reward_funcs=letters_reward, **settings):
+    """For five optimizer steps, two to a generation batch, so that ratios are not 1."""
     algorithm = find_algorithm(name)
     args = tiny_config(
         tmp_path,
@@ -38,9 +39,13 @@ def trained(tmp_path, name, trainer_class, reward_funcs=letters_reward, **settin
         **{"max_steps": 5, "steps_per_generation": 2, **algorithm.defaults(), **settings},
     )
     algorithm.check(str(name), args)
-    trainer = trainer_class(
+    return trainer_class(
         tiny_model(), reward_funcs, args, train_dataset=tiny_dataset(), processing_class=tiny_tokenizer()
     )
+
+
+def trained(*args, **settings):
+    trainer = make_trainer(*args, **settings)
     trainer.train()
     assert trainer.state.global_step == 5
     return {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
@@ -74,6 +79,43 @@ def test_with_weight_zero_dapo_with_dynamic_sampling_is_the_plain_one(tmp_path):
     ours = ALGORITHMS["dapo"].trainer_class()
     assert same(plain, trained(tmp_path, "dapo", ours, contrastive_reward_weight=0.0, **settings))
     assert not same(plain, trained(tmp_path, "dapo", ours, **settings))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dynamic_sampling_is_there_with_clipo_and_without(tmp_path, name):
+    """The same file, but for the head: all groups are dead, and both make three attempts at each batch."""
+    for contrastive in (True, False):
+        calls = []
+
+        def right(completions, **kwargs):
+            calls.append(len(completions))  # noqa: B023
+            return [1.0] * len(completions)
+
+        settings = {"dynamic_sampling": True, "dynamic_sampling_max_attempts": 3, "max_steps": 5}
+        trained(tmp_path, name, find_algorithm(name).trainer_class(contrastive), reward_funcs=right, **settings)
+        assert len(calls) == 3 * 3  # five steps take three generation batches
+
+
+@pytest.mark.parametrize("name", ["dapo", "conspo"])
+def test_the_same_rewards_decide_with_clipo_and_without(tmp_path, name):
+    def mine(completions, **kwargs):
+        return [1.0] * len(completions)
+
+    def steps(completions, **kwargs):
+        return letters_reward(completions, **kwargs)
+
+    found = []
+    for contrastive in (True, False):
+        args = tiny_config(
+            tmp_path,
+            find_algorithm(name).config_class(),
+            **{**find_algorithm(name).defaults(), "contrastive_step_reward": "steps", "dynamic_sampling": True},
+        )
+        trainer = find_algorithm(name).trainer_class(contrastive)(
+            tiny_model(), [mine, steps], args, train_dataset=tiny_dataset(), processing_class=tiny_tokenizer()
+        )
+        found.append((trainer._find_spread_columns(), getattr(trainer, "_success_columns", [0])))
+    assert found == [([0], [0])] * 2
 
 
 def test_no_two_algorithms_are_the_same(tmp_path):
@@ -187,6 +229,7 @@ def test_the_script_trains(model_path, rows_path, tmp_path, name, contrastive, m
     text = capture.get()
     assert f"{name}: " in text and ("contrastive loss" in text) is contrastive
     assert ("CLIPO: what will run" in text) is contrastive
+    assert "learning rate" in text
     assert {"conspo": "temperature 10", "gmpo": "0.4 / 0.4 in log space", "grpo": "clip 0.2 / 0.2"}[name] in text
 
 
@@ -243,3 +286,27 @@ def test_gspo_takes_four_steps_a_generation_batch():
         values = yaml.safe_load((CONFIGS / "algorithms" / f"gspo_{track}.yaml").read_text())
         assert values["generation_batch_size"] == 4 * 8 * rows * values["gradient_accumulation_steps"]
         assert values["per_device_train_batch_size"] == rows and values["save_steps"] % 4 == 0
+
+
+def test_the_start_table_tells_the_clips_that_are_read():
+    def told(name):
+        return describe_loss(parse_arguments(["--algorithm", name, *ON_CPU])[1], name)
+
+    assert told("sapo") == "sapo: sapo (token level)"
+    assert told("cispo") == "cispo: cispo (token level), clip 5"
+    assert told("dapo") == "dapo: dapo (token level), clip 0.2 / 0.28"
+
+
+@pytest.mark.parametrize("first, then", [("grpo", "conspo"), ("conspo", "grpo")])
+def test_resuming_as_another_algorithm_makes_waiting_rollouts_again(tmp_path, first, then, caplog):
+    settings = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-4}
+    make_trainer(tmp_path, first, find_algorithm(first).trainer_class(), **settings).train()
+    trainer = make_trainer(tmp_path, then, find_algorithm(then).trainer_class())
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert "rollouts that were waiting to be trained on are made again" in caplog.text
+    assert trainer.state.global_step == 5
+
+
+def test_dapo_without_arguments_takes_its_own():
+    with pytest.raises(ValueError, match="bf16"):  # of its configuration, on a CPU
+        ALGORITHMS["dapo"].trainer_class(False)(tiny_model(), letters_reward, train_dataset=tiny_dataset())

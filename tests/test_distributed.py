@@ -23,11 +23,19 @@ HERE = Path(__file__).parent
 RESUMED = ["whole", "whole@whole/checkpoint-3", "whole@whole/checkpoint-6"]
 CASES = {
     "ddp": ["decode", "forward", "fused", "mean", "agreement", "one_group", "no_group", "warmup"]
-    + ["conspo", "conspo_parts"],
+    + ["conspo", "conspo_parts", "images", "images_forward"],
     "zero2": ["decode", "forward", "fused", "warmup"],
     "zero3": ["decode", "forward", "fused", "mean", "agreement", "one_group", "no_group", "warmup"]
-    + ["tied_gather_off", "untied_gather_off", "lora", "lora_gather_off", "from_elsewhere", "conspo"],
-    "fsdp2": ["decode", "forward", "fused", "mean", "one_group", "no_group", "warmup"],
+    + [
+        "tied_gather_off",
+        "untied_gather_off",
+        "lora",
+        "lora_gather_off",
+        "from_elsewhere",
+        "conspo",
+        "images_forward",
+    ],
+    "fsdp2": ["decode", "forward", "fused", "mean", "one_group", "no_group", "warmup", "images_forward"],
 }
 MORE_CASES = {
     "ddp": ["wide", "accuracy", "rounded_head", "other_head", "other_head_at_save", *RESUMED, "whole@killed_in_save"],
@@ -117,7 +125,7 @@ def test_rewards_and_head_are_those_of_one_process(backend, case, launched, alon
     first, second = launched(backend)(case)
     one = alone(case)
     modes = {"forward": "forward", "lora_gather_off": "forward", "from_elsewhere": "forward"}
-    modes |= {"fused": "fused", "conspo_parts": "fused"}
+    modes |= {"fused": "fused", "conspo_parts": "fused", "images_forward": "forward"}
     assert first["mode"] == one["mode"] == modes.get(case, "decode")
     assert len(one["seen"]) == len(first["seen"]) == len(second["seen"])
     for here, there, reference in zip(first["seen"], second["seen"], one["seen"], strict=True):

@@ -1,6 +1,7 @@
 """Links in the docs lead somewhere: each relative one to a file that is there, each anchor to a heading of it."""
 
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,3 +79,8 @@ def test_every_page_of_the_docs_can_be_reached():
         reached.add(page)
         waiting += [(page.parent / link.partition("#")[0]).resolve() for link in links(page) if link[0] != "#"]
     assert {page for page in PAGES if page.parent.name == "docs"} <= reached
+
+
+def test_the_list_of_fields_is_that_of_the_code():
+    written = runpy.run_path(str(ROOT / "docs" / "configuration.py"))["page"]()
+    assert written == (ROOT / "docs" / "configuration.md").read_text(), "run `python docs/configuration.py`"

@@ -74,6 +74,11 @@ SICK = {
         {},
         ["no_rewards"],
     ),
+    "dynamic sampling found nothing": (
+        {**LEFT_OUT, "reward": None, "dynamic_sampling/unfilled": 1.0, "dynamic_sampling/dropped_no_reward": 0.0},
+        {"dynamic_sampling": True},
+        ["no_group_has_a_spread"],
+    ),
     "no rollout has a state": (LEFT_OUT, {}, ["no_states"]),
     "none correct": (NO_CORRECT, {}, ["no_correct_rollouts"]),
     "none correct, one reward": ({**NO_CORRECT, **UNSPREAD}, {}, ["no_correct_rollouts", "no_reward_spread"]),
@@ -384,8 +389,18 @@ def test_a_healthy_run(tmp_path):
     logs = [row for row in trainer.state.log_history if "grad_norm" in row]
     assert len(logs) == 8
     read = {key for rule in RULES for key in rule.needs} | {"reward_std", "contrastive/reward/mean"}
+    read = {key for key in read if not key.startswith("dynamic_sampling/")}  # see the run below
     gone = {key for key in read for row in logs if row.get(key) is None}
     assert not gone, f"{gone} are no longer logged: mend the rules of clipo_trl.health that read them."
+
+
+def test_dynamic_sampling_that_finds_no_group(tmp_path):
+    """All is right: that is said, and not that no reward function gave a reward."""
+    trainer, callback = trained(
+        tmp_path, lambda completions, **kwargs: [1.0] * len(completions), max_steps=8, dynamic_sampling=True
+    )
+    assert names(callback) == ["no_group_has_a_spread"]
+    assert "contrastive/correct_rollouts" in trainer.state.log_history[0]
 
 
 def test_a_frozen_warmup_is_no_finding(tmp_path):

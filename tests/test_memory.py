@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny_models import letters_reward, tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoModelForCausalLM, MambaConfig, Qwen2Config
 
 from clipo_trl import CLIPOTrainer
 from clipo_trl.cli.memory import GIB, PolicyShape, describe_memory, estimate, quantized, shape_of
@@ -91,7 +91,7 @@ def test_what_processes_share_out(tmp_path, monkeypatch, stage, shared):
     alone = estimate(arguments(tmp_path), shape, 0, 512)
     args = arguments(tmp_path)
     monkeypatch.setattr(type(args), "world_size", 4)
-    args.deepspeed_plugin = type("Plugin", (), {"zero_stage": stage})
+    args.deepspeed_plugin = plugin(stage)
     parts = estimate(args, shape, 0, 512)
     assert parts["optimizer"] == 3 * 4 * shape.n_trained // 4  # two moments and float32 copies
     for name in {"weights", "gradients"}:
@@ -111,3 +111,39 @@ def test_the_line_names_what_is_needed_at_once(tmp_path):
     line = describe_memory(arguments(tmp_path), parts, 512)
     assert line.startswith("about 8.00 GiB a process (weights 1.00, ") and "rollouts 3.00" in line
     assert "prompts of 512 tokens and completions of 2,048" in line
+
+
+def test_a_model_without_attention_has_no_cache():
+    config = MambaConfig(hidden_size=16, num_hidden_layers=2, state_size=4, vocab_size=50)
+    shape = shape_of(AutoModelForCausalLM.from_config(config))
+    assert shape.cache_size == 0 and shape.hidden_size == 16
+
+
+def plugin(stage, **zero):
+    config = {"zero_optimization": {"stage": stage, **zero}}
+    return type("Plugin", (), {"zero_stage": stage, "deepspeed_config": config})
+
+
+def test_deepspeed_casts_what_is_held_in_float32(tmp_path, monkeypatch):
+    args, shape = arguments(tmp_path, beta=0.1), shape_of_qwen(dtype=torch.float32)
+    monkeypatch.setattr(type(args), "world_size", 4)
+    args.deepspeed_plugin = plugin(3)
+    parts, n = estimate(args, shape, 0, 512), shape.n_trained
+    assert (parts["weights"], parts["gradients"], parts["optimizer"]) == (2 * n // 4, 2 * n // 4, 12 * n // 4)
+    assert parts["reference"] == 2 * n // 4
+    cache = 2 * 2 * 2560 * shape.cache_size
+    assert parts["rollouts"] == cache + 2 * n - 2 * n // 4  # all weights are gathered for generation
+    args.ds3_gather_for_generation = False
+    assert estimate(args, shape, 0, 512)["rollouts"] == cache
+    monkeypatch.setattr(type(args), "world_size", 1)
+    args.deepspeed_plugin = plugin(2, offload_optimizer={"device": "cpu"})
+    assert estimate(args, shape, 0, 512)["optimizer"] == 0
+    args.deepspeed_plugin = None
+    assert estimate(args, shape, 0, 512)["weights"] == 4 * n  # without DeepSpeed they stay as they are
+
+
+def test_logits_stand_there_whole_where_trl_has_no_tiles(tmp_path, monkeypatch):
+    args, shape = arguments(tmp_path), shape_of_qwen()
+    tiled = estimate(args, shape, 0, 512)["training pass"]
+    monkeypatch.delattr("trl.trainer.utils.add_fused_lm_head", raising=False)
+    assert estimate(args, shape, 0, 512)["training pass"] == tiled + 2 * 2 * 8 * 2048 * 151936

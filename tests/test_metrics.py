@@ -30,7 +30,7 @@ def test_shares_and_statistics():
     valid = torch.tensor([[True, True, True], [True, True, False]])
     metrics = rollout_metrics(loss, anchor, reward, anchor & correct, reward <= -0.5, correct, valid)
     expected = {
-        "head_loss": 2.0, "correct_rollouts": 5 / 6, "anchors": 2 / 6, "trivial_groups": 0.5, "left_out_rollouts": 1 / 6,
+        "head_loss": 2.0, "correct_rollouts": 4 / 5, "anchors": 2 / 5, "trivial_groups": 0.5, "left_out_rollouts": 1 / 6,
         "floor_rewards": 0.5, "loss/mean": 2.0, "loss/min": 1.0, "loss/max": 3.0,
         "reward/mean": -0.35, "reward/min": -0.5, "reward/max": -0.2,
     }  # fmt: skip

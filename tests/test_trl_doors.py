@@ -307,17 +307,13 @@ def test_an_environment_without_tools_is_decoded_as_any_prompt(tmp_path):
     assert_advantages_right(trainer)
 
 
-def test_images_in_messages_are_refused_when_they_appear(tmp_path, monkeypatch):
-    generate = GRPOTrainer._generate
-
-    def with_image(self, prompts):
-        output = list(generate(self, prompts))
-        output[6] = [None] * 7 + [["an image"]]
-        return tuple(output)
-
-    monkeypatch.setattr(GRPOTrainer, "_generate", with_image)
-    with pytest.raises(ValueError, match="image in its messages.*text rollouts only"):
-        record(tmp_path)
+def test_images_in_messages_are_refused_without_a_processor(tmp_path, monkeypatch):
+    monkeypatch.setattr(GRPOTrainer, "_generate", lambda *args: pytest.fail("generated before it was refused"))
+    rows = tiny_dataset().map(
+        lambda row: {"prompt": [{"role": "user", "content": [{"type": "image", "image": "a path"}]}]}
+    )
+    with pytest.raises(ValueError, match="image in the messages.*takes no images"):
+        record(tmp_path, trainer_kwargs={"train_dataset": rows})
 
 
 # ---------------------------------------------------------------------- who rewards them
@@ -438,9 +434,9 @@ def test_prompts_that_are_plain_text(tmp_path, mode):
     assert_advantages_right(trainer)
 
 
-def test_images_of_an_iterable_dataset_are_refused(tmp_path):
+def test_images_of_an_iterable_dataset_are_refused_without_a_processor(tmp_path):
     images = tiny_dataset().add_column("images", [["x"]] * 8).to_iterable_dataset()
-    with pytest.raises(ValueError, match="train_dataset.*images"):
+    with pytest.raises(ValueError, match="train_dataset.*images.*takes no images"):
         record(tmp_path, trainer_kwargs={"train_dataset": images})
 
 

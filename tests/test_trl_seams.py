@@ -37,6 +37,8 @@ SIGNATURES = {
     (GRPOTrainer, "_generate"): ["self", "prompts"],
     (GRPOTrainer, "_generate_and_score_completions"): ["self", "inputs"],
     (GRPOTrainer, "_calculate_rewards"): ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+    (GRPOTrainer, "_tokenize_prompts"): ["self", "prompts"],
+    (Trainer, "_prepare_input"): ["self", "data"],
     (GRPOTrainer, "_compute_loss"): ["self", "model", "inputs"],
     (GRPOTrainer, "training_step"): ["self", "model", "inputs", "num_items_in_batch"],
     (GRPOTrainer, "_prepare_inputs"): ["self", "generation_batch"],
@@ -93,7 +95,18 @@ LINES = [
     (
         "_generate",
         "return prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, images, tool_images",
-        "rollout tokens come first, images seventh",
+        "rollout tokens come first, a tool's images eighth",
+    ),
+    ("_tokenize_prompts", "return prompt_ids, images, multimodal_fields", "a pass of our own is fed the same images"),
+    (
+        "_tokenize_prompts",
+        "for prompt, name in zip(prompts, self._batch_environments, strict=True):",
+        "some of the prompts are tokenized with their own environments",
+    ),
+    (
+        "_generate_and_score_completions",
+        "images = dataset_images  # restore dataset images (rollout_func path returns None)",
+        "with a rollout_func, images in messages are lost",
     ),
     (
         "_prepare_inputs",
@@ -309,7 +322,8 @@ SET_OVER_THE_PARENTS = {
 def attributes_of_a_trainer(contexts):
     """Names that the mixins' modules, and functions that get a trainer, read (or set) of `self` and `trainer`."""
     mixins = [one for one in CLIPOMixin.__mro__ if one.__module__.startswith("clipo_trl.")]
-    modules = {one.__module__ for one in mixins} | {"clipo_trl.parent_shapes", "clipo_trl.upstream.zero3_order"}
+    modules = {"clipo_trl.images", "clipo_trl.parent_shapes", "clipo_trl.upstream.zero3_order"}
+    modules |= {one.__module__ for one in mixins}
     names = set()
     for module in modules:
         tree = ast.parse(Path(sys.modules[module].__file__).read_text(encoding="utf-8"))

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from accelerate.utils import str_to_bool
 from torch import nn
+from trl.trainer import utils as trl_utils
 
 from ..parent_shapes import CLIPOArguments
 
@@ -40,9 +41,9 @@ def shape_of(model: nn.Module) -> PolicyShape:
     parameters = [(getattr(p, "ds_numel", p.numel()), p) for p in policy.parameters()]
     trained = [(size, p) for size, p in parameters if p.requires_grad]
     config = policy.config.get_text_config()
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads = getattr(config, "num_attention_heads", None)  # none in a recurrent model, whose state does not grow
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads or 0
+    head_dim = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
     return PolicyShape(
         n_parameters=sum(size for size, _ in parameters),
         n_trained=sum(size for size, _ in trained),
@@ -73,24 +74,31 @@ def estimate(args: CLIPOArguments, shape: PolicyShape, head_parameters: int, pro
         head_parameters (`int`): parameters of the contrastive head; 0 without one.
         prompt_tokens (`int`): length of a prompt.
     """
-    stage, n_processes = sharding_stage(args), args.world_size
+    stage, plugin, n_processes = sharding_stage(args), getattr(args, "deepspeed_plugin", None), args.world_size
     half: bool = bool(args.bf16 or args.fp16)
     number = 2 if half or shape.weight_bytes <= 2 * shape.n_parameters else 4
-    # Under DeepSpeed, weights in low precision are trained in float32 copies.
-    copies = 4 * shape.n_trained if stage and number == 2 else 0
+    copies = 0
+    if plugin is not None and number == 2:  # DeepSpeed casts the weights, and trains float32 copies of them
+        low = min(shape.weight_bytes - shape.trained_bytes, 2 * (shape.n_parameters - shape.n_trained))
+        shape = shape._replace(weight_bytes=low + 2 * shape.n_trained, trained_bytes=2 * shape.n_trained)
+        copies = 4 * shape.n_trained
     moments = 2 * shape.n_trained if "8bit" in str(args.optim) else 2 * max(shape.trained_bytes, copies)
+    off_device = offloaded(args)
     tokens = prompt_tokens + (args.max_completion_length or 0)
     rows, length = args.per_device_train_batch_size, args.max_completion_length or 0
     layer = ACTIVATIONS * number * rows * tokens * shape.hidden_size
     kept = number * rows * tokens * shape.hidden_size  # a layer's input, where the rest is computed again
     again = args.gradient_checkpointing or getattr(args, "activation_checkpointing", False)
     activations = shape.n_layers * kept + layer if again else shape.n_layers * layer
-    logits = 0 if args.use_liger_kernel else 2 * number * rows * length * shape.vocab_size
+    # From 1.15 on TRL scores tokens in tiles of the LM head; before, logits and their gradient stand there whole.
+    whole = not args.use_liger_kernel and not hasattr(trl_utils, "add_fused_lm_head")
+    logits = 2 * number * rows * length * shape.vocab_size if whole else 0
+    needs_reference = bool(args.beta) and not shape.is_adapted
     parts = {
-        "weights": shape.weight_bytes // (n_processes if stage == 3 else 1),
+        "weights": 0 if "weights" in off_device else shape.weight_bytes // (n_processes if stage == 3 else 1),
         "gradients": shape.trained_bytes // (n_processes if stage >= 2 else 1),
-        "optimizer": (copies + moments) // (n_processes if stage >= 1 else 1),
-        "reference": 0 if not args.beta or shape.is_adapted else shape.weight_bytes,
+        "optimizer": 0 if "optimizer" in off_device else (copies + moments) // (n_processes if stage >= 1 else 1),
+        "reference": shape.weight_bytes // (n_processes if stage == 3 else 1) if needs_reference else 0,
         "head": 4 * 4 * head_parameters,  # weights, gradient and two moments, float32
         "rollouts": 0,
         "training pass": activations + logits,
@@ -98,6 +106,8 @@ def estimate(args: CLIPOArguments, shape: PolicyShape, head_parameters: int, pro
     if not args.use_vllm:
         rollouts = args.generation_batch_size // n_processes
         parts["rollouts"] = number * rollouts * tokens * shape.cache_size
+        if plugin is not None and stage == 3 and args.ds3_gather_for_generation:
+            parts["rollouts"] += shape.weight_bytes - parts["weights"]  # all weights are gathered while it generates
     return parts
 
 
@@ -108,6 +118,19 @@ def sharding_stage(args: CLIPOArguments) -> int:
         return plugin.zero_stage
     by_launcher = str_to_bool(os.environ.get("ACCELERATE_USE_FSDP", "false"))
     return 3 if by_launcher or getattr(args, "fsdp_plugin_args", None) else 0
+
+
+def offloaded(args: CLIPOArguments) -> set[str]:
+    """Parts that stay in the host's memory."""
+    plugin = getattr(args, "deepspeed_plugin", None)
+    config = {} if plugin is None else getattr(plugin, "deepspeed_config", {}).get("zero_optimization", {})
+    found = set()
+    for part, name in (("optimizer", "offload_optimizer"), ("weights", "offload_param")):
+        if (config.get(name) or {}).get("device", "none") not in ("none", None):
+            found.add(part)
+    if (getattr(args, "fsdp_plugin_args", None) or {}).get("cpu_offload"):
+        found |= {"optimizer", "weights"}
+    return found
 
 
 def prompt_length(script_args: Any) -> int:

@@ -107,9 +107,13 @@ def look_at_model(
     except Exception as error:  # whatever a model's own code may raise: nothing is wrong with the run yet
         reason = str(error).partition("\n")[0]
         return False, f"{name} could not be looked at, and is taken as one without learned positions: {reason}", None
-    reader = HiddenStateReader(model, args.contrastive_layer)
-    line = f"{name}, a {type(model).__name__} with hidden size {reader.hidden_size}"
-    return reader.shifts_with_left_padding, line, memory_line(script_args, args, model_args, model)
+    shifts = script_args.contrastive and HiddenStateReader(model, args.contrastive_layer).shifts_with_left_padding
+    line = f"{name}, a {type(model).__name__} with hidden size {config.get_text_config().hidden_size}"
+    try:
+        memory = memory_line(script_args, args, model_args, model)
+    except (AttributeError, TypeError) as error:  # of a model that describes itself in other words
+        memory = f"not estimated: {error}"
+    return shifts, line, memory
 
 
 def dtype_of(args: CLIPOArguments, config: Any) -> torch.dtype:

@@ -11,6 +11,7 @@ from trl import ModelConfig
 
 from reward_funcs.errors import UsageError
 
+from ..algorithms import find_algorithm
 from ..checkpoint import last_whole_checkpoint
 from ..parent_shapes import CLIPOArguments
 from ..success import SuccessRule
@@ -123,7 +124,10 @@ def describe_needs(trainer: Any, script_args: Any) -> dict[str, str]:
     head = getattr(trainer, "contrastive_head", None)
     n_head = sum(p.numel() for p in head.parameters()) if head is not None else 0
     tokens = prompt_length(script_args)
-    parts = estimate(trainer.args, shape_of(trainer.model), n_head, tokens)
+    try:
+        parts = estimate(trainer.args, shape_of(trainer.model), n_head, tokens)
+    except (AttributeError, TypeError) as error:  # of a model that describes itself in other words: no reason to stop
+        return {"memory": f"not estimated: {error}"}
     return {"memory": describe_memory(trainer.args, parts, tokens)}
 
 
@@ -144,6 +148,10 @@ def describe_batches(args: CLIPOArguments, plan: Plan) -> dict[str, str]:
     }
 
 
+def _paid_loss(args: Any) -> str:
+    return "loss" if args.contrastive_baseline is None else "(loss - log number of positives)"
+
+
 def describe_clipo(trainer: Any, plan: Plan) -> dict[str, str]:
     args, head = trainer.args, trainer.contrastive_head
     shape = " -> ".join(str(size) for size in [head.hidden_size, *(layer.out_features for layer in head.layers)])
@@ -153,10 +161,12 @@ def describe_clipo(trainer: Any, plan: Plan) -> dict[str, str]:
         learning = "frozen" if start else "frozen, random"
     bound = args.contrastive_reward_floor
     if args.contrastive_reward_type == "loss":
-        reward = f"{args.contrastive_reward_offset:g} - {args.contrastive_reward_weight:g} (lambda) x loss, at least {bound:g}"
+        reward = f"{args.contrastive_reward_offset:g} - {args.contrastive_reward_weight:g} (lambda) x {_paid_loss(args)}, at least {bound:g}"
     else:
         score = args.contrastive_reward_type.replace("_", " ")
         reward = f"{args.contrastive_reward_offset:g} + {args.contrastive_reward_weight:g} (lambda) x {score}, within {-bound:g}"
+    if args.contrastive_reward_schedule != "constant":
+        reward += f", lambda to 0 ({args.contrastive_reward_schedule})"
     if args.contrastive_calibration:
         reward += f", calibrated by {args.contrastive_step_reward}"
     warmup = args.contrastive_warmup_steps
@@ -207,7 +217,14 @@ def describe_loss(args: Any, algorithm: str | None) -> str:
         )
     if algorithm == "gmpo":
         return f"{name}geometric mean of ratios, clip {args.epsilon:g} / {high:g} in log space"
-    return f"{name}{args.loss_type} ({args.importance_sampling_level} level), clip {args.epsilon:g} / {high:g}"
+    unread = find_algorithm(algorithm).unread
+    bounds = [
+        f"{epsilon:g}"
+        for field, epsilon in {"epsilon": args.epsilon, "epsilon_high": high}.items()
+        if field not in unread
+    ]
+    clip = f", clip {' / '.join(bounds)}" if bounds else ""
+    return f"{name}{args.loss_type} ({args.importance_sampling_level} level){clip}"
 
 
 def describe_interval(strategy: str, steps: float | None) -> str:

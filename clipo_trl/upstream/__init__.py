@@ -7,7 +7,5 @@
 | `exact_resume` | TRL is exact only after a used-up batch in the first epoch | it saves its waiting rollouts |
 | `zero3_order` | DeepSpeed fetches parameters in the order of decoding, not of training | it notices by itself |
 
-`mended` has TRL's own trainers with the first three, and nothing else: what CLIPO is compared with.
-
 Each is a mixin of its own over a `GRPOTrainer`-shaped class, or a function; none knows of the contrastive head.
 """

@@ -25,6 +25,7 @@ logger = get_logger(__name__)
 class ExactResumeMixin(GRPOTrainerShape):
     """Over a `GRPOTrainer`-shaped class. Of it, this uses `_step`, `_buffered_inputs` and `_metrics`."""
 
+    _kind_of_batch = "advantages"  # what its rollouts are prepared for; resuming as another kind makes them again
     _train_sampler = None  # there is none for an iterable dataset
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
@@ -67,6 +68,7 @@ class ExactResumeMixin(GRPOTrainerShape):
         os.makedirs(output_dir, exist_ok=True)
         used_up = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
         rollouts = {
+            "kind": self._kind_of_batch,
             "num_processes": self.accelerator.num_processes,
             "step": self._step,
             "buffered_inputs": None if used_up else self._buffered_inputs,
@@ -111,6 +113,13 @@ class ExactResumeMixin(GRPOTrainerShape):
             logger.warning(
                 f"{checkpoint} was written by {n_written} processes, and is read by {n_processes}: "
                 "the run goes on, but not bit for bit, and rollouts that were waiting to be trained on are made again."
+            )
+            return
+        kind = first.get("kind", ExactResumeMixin._kind_of_batch)
+        if kind != self._kind_of_batch:
+            logger.warning(
+                f"{checkpoint} is of a trainer that prepares its rollouts in another way ({kind}, here {self._kind_of_batch}): "
+                "rollouts that were waiting to be trained on are made again."
             )
             return
         rollouts = torch.load(files[ROLLOUTS_NAME.format(index)], map_location="cpu", weights_only=True)
