@@ -255,3 +255,12 @@ def test_error_rates_on_worked_solutions():
     wrong = {key: n for key, n in measured.items() if key.endswith(": changed")}
     missed = sum(measured[key.replace("changed", "called right")] for key in wrong)
     assert sum(wrong.values()) > 4_000 and missed < 0.01 * sum(wrong.values())
+
+
+def test_no_text_raises():
+    draw = random.Random(0)
+    pieces = r"1 23 4.5 , . = + - * / ^ ** ( ) { } [ ] \frac \frac12 \text{a} ½ ² % x of times and half hour minutes 3 $ : ? ~ ≈ a".split()
+    for _ in range(3000):
+        text = "".join(draw.choice(pieces) + draw.choice(["", " ", "\n"]) for _ in range(draw.randint(1, 25)))
+        for equation in find_equations(text + "= 1"):
+            assert equation.start < equation.equals < equation.end
