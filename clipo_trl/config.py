@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.utils import logging
 from trl import GRPOConfig
 
+from .beyond_the_paper_config import BASELINES, REWARD_TYPES, SCHEDULES, BeyondThePaperFields
 from .dynamic_sampling_config import DynamicSamplingConfigMixin
 
 
@@ -28,7 +29,6 @@ LOSS_TYPES = ("infonce", "supcon_out", "supcon_in", "soft_nn")
 SIMILARITIES = ("cosine", "l2", "negative_cosine")
 LEVELS = ("group", "cross", "batch")
 ANCHORS = ("correct", "incorrect", "all")
-REWARD_TYPES = ("loss", "agreement", "similarity_gap")
 HEAD_TYPES = ("linear", "mlp")
 DEBIAS = (None, "layer_norm", "mean_subtract", "group_center")
 POOLINGS = ("mean", "last")
@@ -213,41 +213,6 @@ class SuccessFields:
 
 
 @dataclass
-class BeyondThePaperFields:
-    """Beyond the paper, and off by default. Single values that are beyond it are named so at the fields above."""
-
-    contrastive_reward_type: str = field(
-        default="loss",
-        metadata={
-            "help": "What a correct rollout's contrastive reward is read off: \"loss\" (minus its loss; the paper's way), "
-            '"agreement" (its embedding\'s mean cosine to the other correct rollouts) or "similarity_gap" (the same, less the '
-            "mean cosine to the wrong ones). The last two are centred in the group, need "
-            '`contrastive_similarity="cosine"`, and are beyond the paper: see `agreement_score`. The head learns from the '
-            "loss in any case.",
-            "choices": REWARD_TYPES,
-        },
-    )
-    contrastive_step_reward: str | None = field(
-        default=None,
-        metadata={
-            "help": "Name of a reward function that checks the steps: a correct rollout is sound if it is greater than 0, else "
-            "lucky. It may weigh 0, and return None where it cannot tell. It adds metrics that say how well hidden states, "
-            "embeddings and the contrastive reward tell sound rollouts from lucky ones, and by default it has no say in which "
-            "rollouts are correct. Beyond the paper."
-        },
-    )
-    contrastive_calibration: bool = field(
-        default=False,
-        metadata={
-            "help": "Pay the contrastive reward as far as `contrastive_step_reward` bears it out: times 2 AUROC - 1, of the "
-            "rollouts that it checked of late (see `Calibration`). It need not check all of them. Where nothing else tells the "
-            'rollouts of a group apart, `scale_rewards="group"` undoes the size of that factor and leaves its sign. '
-            "Beyond the paper."
-        },
-    )
-
-
-@dataclass
 class CLIPOConfigMixin(  # a dataclass lists the fields of its last base first
     DynamicSamplingConfigMixin,
     BeyondThePaperFields,
@@ -302,6 +267,8 @@ class CLIPOConfigMixin(  # a dataclass lists the fields of its last base first
         check_choice("contrastive_level", self.contrastive_level, LEVELS)
         check_choice("contrastive_anchors", self.contrastive_anchors, ANCHORS)
         check_choice("contrastive_reward_type", self.contrastive_reward_type, REWARD_TYPES)
+        check_choice("contrastive_baseline", self.contrastive_baseline, BASELINES)
+        check_choice("contrastive_reward_schedule", self.contrastive_reward_schedule, SCHEDULES)
         check_choice("contrastive_head_type", self.contrastive_head_type, HEAD_TYPES)
         check_choice("contrastive_debias", self.contrastive_debias, DEBIAS)
         check_choice("contrastive_warmup_policy", self.contrastive_warmup_policy, WARMUP_POLICIES)
@@ -314,6 +281,7 @@ class CLIPOConfigMixin(  # a dataclass lists the fields of its last base first
             self._check_number(name, getattr(self, name) >= 0, "0 or greater")
         for name in ("contrastive_reward_offset", "contrastive_success_threshold"):
             self._check_number(name, True, "a finite number")
+        self._check_number("contrastive_num_positives", self.contrastive_num_positives >= 1, "1 or greater")
         self._check_number("contrastive_reward_floor", self.contrastive_reward_floor <= 0, "at most 0")
 
     def _check_reward(self) -> None:
@@ -328,10 +296,28 @@ class CLIPOConfigMixin(  # a dataclass lists the fields of its last base first
                 f"`contrastive_similarity` is {self.contrastive_similarity!r}. Set it to 'cosine', or the reward type to "
                 "'loss'."
             )
+        self._check_baseline_and_positives()
         if self.contrastive_calibration and self.contrastive_step_reward is None:
             raise ValueError(
                 "`contrastive_calibration` is True, but `contrastive_step_reward` is None. Name the reward function that checks "
                 "the steps; it may return None for most rollouts."
+            )
+
+    def _check_baseline_and_positives(self) -> None:
+        if self.contrastive_baseline is not None and self.contrastive_reward_type != "loss":
+            raise ValueError(
+                f"`contrastive_baseline` is {self.contrastive_baseline!r}, which is taken off the loss, but "
+                f"`contrastive_reward_type={self.contrastive_reward_type!r}` pays no loss. Leave out one of the two."
+            )
+        if self.contrastive_baseline is not None and self.contrastive_loss_type == "soft_nn":
+            raise ValueError(
+                f"`contrastive_baseline` is {self.contrastive_baseline!r}, but `contrastive_loss_type='soft_nn'` costs a group "
+                "in one point nothing, so there is nothing to take off. Set `contrastive_baseline` to None."
+            )
+        if self.contrastive_num_positives > 1 and self.contrastive_loss_type != "infonce":
+            raise ValueError(
+                f"`contrastive_num_positives` is {self.contrastive_num_positives}, but "
+                f"`contrastive_loss_type={self.contrastive_loss_type!r}` uses all positives. Set it to 1, or the loss to 'infonce'."
             )
 
     def _check_group_size(self) -> None:

@@ -16,9 +16,9 @@ from .agreement import agreement_score
 from .calibration import Calibration
 from .groups import group_means
 from .head import ContrastiveHead
-from .losses import contrastive_loss
+from .losses import contrastive_loss, log_positives
 from .parent_shapes import CLIPOArguments
-from .rewards import agreement_reward, contrastive_reward
+from .rewards import agreement_reward, contrastive_reward, scheduled_weight
 from .scored_batch import ScoredBatch
 
 
@@ -55,6 +55,7 @@ class HeadLearner:
         correct_PG: torch.Tensor,
         has_reward_PG: torch.Tensor,
         steps_PG: torch.Tensor | None = None,
+        progress: float = 0.0,
     ) -> ScoredBatch:
         """
         Score a generation batch, and let the head learn from it: one step on the loss over all processes.
@@ -66,8 +67,10 @@ class HeadLearner:
             has_reward_PG (`torch.Tensor` of shape `(P, G)`, bool): False where no reward was given; such rows are left
                 out.
             steps_PG (`torch.Tensor` of shape `(P, G)`, *optional*): reward of the step checker.
+            progress (`float`, *optional*, defaults to `0.0`): share of the policy's updates that are done, for the
+                schedule of lambda.
         """
-        figures = self.synchronise()
+        args, figures = self.args, self.synchronise()
         first = self.accelerator.process_index * len(pooled_BH)
         local = slice(first, first + len(pooled_BH))
         has_state_B = pooled_BH.isfinite().all(1) & pooled_BH.ne(0).any(1)
@@ -82,10 +85,14 @@ class HeadLearner:
         embeddings_ND.requires_grad_()
         embeddings_PGD = embeddings_ND.view(*correct_PG.shape, -1)
         loss_PG, is_anchor_PG = self._loss(embeddings_PGD, correct_PG, valid_PG)
-        reward_PG, is_paid_PG, is_cut_PG = self._reward(loss_PG, is_anchor_PG, embeddings_PGD, correct_PG, valid_PG)
-        if self.args.contrastive_calibration:
+        weight = scheduled_weight(args.contrastive_reward_weight, args.contrastive_reward_schedule, progress)
+        if args.contrastive_reward_schedule != "constant":
+            figures["reward_weight"] = weight
+        scored = (loss_PG, is_anchor_PG, embeddings_PGD, correct_PG, valid_PG)
+        reward_PG, is_paid_PG, is_cut_PG = self._reward(*scored, weight)
+        if args.contrastive_calibration:
             reward_PG = self._calibrated(reward_PG, is_paid_PG, steps_PG, figures)
-        if is_anchor_PG.any() and not self.args.freeze_contrastive_head:
+        if is_anchor_PG.any() and not args.freeze_contrastive_head:
             (loss_PG.sum() / is_anchor_PG.sum()).backward()
             figures["head_grad_norm"] = self._step(embeddings_BD, embeddings_ND.grad[local])
         self.n_batches += 1
@@ -131,18 +138,21 @@ class HeadLearner:
             temperature=args.contrastive_temperature,
             level=args.contrastive_level,
             anchors=args.contrastive_anchors,
+            num_positives=args.contrastive_num_positives,
             generator=self.draw_generator,
         )
 
-    def _reward(self, loss_PG, is_anchor_PG, embeddings_PGD, correct_PG, valid_PG):
+    def _reward(self, loss_PG, is_anchor_PG, embeddings_PGD, correct_PG, valid_PG, weight: float):
         """Reward, and where it is paid and cut: all `(P, G)`."""
         args = self.args
         settings = {
-            "weight": args.contrastive_reward_weight,
+            "weight": weight,
             "offset": args.contrastive_reward_offset,
             "floor": args.contrastive_reward_floor,
         }
         if args.contrastive_reward_type == "loss":
+            if args.contrastive_baseline == "log_positives":
+                loss_PG = loss_PG - log_positives(correct_PG, is_anchor_PG, valid_PG, args.contrastive_level)
             reward_PG = contrastive_reward(loss_PG, correct_PG, **settings)
             return reward_PG, is_anchor_PG & correct_PG, reward_PG <= args.contrastive_reward_floor
         score_PG, is_scored_PG = agreement_score(

@@ -33,6 +33,7 @@ def contrastive_loss(
     temperature: float = 0.05,
     level: str = "group",
     anchors: str = "correct",
+    num_positives: int = 1,
     generator: torch.Generator | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     r"""
@@ -70,6 +71,9 @@ def contrastive_loss(
             A(i) is the batch. `"batch"`: positives share the label, A(i) is the batch.
         anchors (`str`, *optional*, defaults to `"correct"`):
             `"correct"`, `"incorrect"` or `"all"` rollouts have a loss.
+        num_positives (`int`, *optional*, defaults to `1`):
+            Positives that InfoNCE draws for each anchor, without replacement, each with the same chance; its loss is
+            the mean over them. All are taken where there are no more, which is `"supcon_out"`.
         generator (`torch.Generator`, *optional*):
             CPU generator of InfoNCE's draw. `None` uses torch's global one.
 
@@ -78,7 +82,8 @@ def contrastive_loss(
         the wanted label, with at least one positive and at least one rollout in A(i) that is not a positive).
 
     Raises:
-        `ValueError`: an unknown name, a temperature that is not positive, or shapes that do not fit.
+        `ValueError`: an unknown name, a temperature or a `num_positives` that is not positive, or shapes that do not
+        fit.
     """
     for name, value, choices in (
         ("loss_type", loss_type, LOSS_TYPES),
@@ -89,6 +94,8 @@ def contrastive_loss(
         check_choice(name, value, choices)
     if not temperature > 0:
         raise ValueError(f"`temperature` is {temperature}, but must be greater than 0.")
+    if num_positives < 1:
+        raise ValueError(f"`num_positives` is {num_positives}, but must be 1 or more.")
     valid_PG = torch.ones_like(correct_PG, dtype=torch.bool) if valid_PG is None else valid_PG.bool()
     if embeddings_PGD.dim() != 3 or not embeddings_PGD.shape[:2] == correct_PG.shape == valid_PG.shape:
         raise ValueError(
@@ -100,14 +107,37 @@ def contrastive_loss(
     embeddings_PGD = embeddings_PGD.masked_fill(~valid_PG.unsqueeze(-1), 0.0)
     correct_PG = correct_PG.bool()
     wanted_PG = valid_PG & {"correct": correct_PG, "incorrect": ~correct_PG, "all": valid_PG}[anchors]
-    # One number u in [0, 1) per rollout chooses its positive, so the draw does not depend on how rows are blocked. It
+    # One number u in [0, 1) per rollout chooses its positives, so the draw does not depend on how rows are blocked. It
     # travels as the integer u * 2**53: not every device has float64.
     draw_PG = torch.rand(correct_PG.shape, dtype=torch.float64, device="cpu", generator=generator)
     draw_PG = (draw_PG * 2**53).long().to(correct_PG.device)
     rollouts = (embeddings_PGD, correct_PG, valid_PG, wanted_PG, draw_PG)
     if level == "group":
-        return _loss_in_groups(*rollouts, loss_type, similarity, temperature)
-    return _loss_in_batch(*rollouts, loss_type, similarity, temperature, positives_share_group=level == "cross")
+        return _loss_in_groups(*rollouts, loss_type, num_positives, similarity, temperature)
+    options = (loss_type, num_positives, similarity, temperature)
+    return _loss_in_batch(*rollouts, *options, positives_share_group=level == "cross")
+
+
+def log_positives(correct_PG: torch.Tensor, is_anchor_PG: torch.Tensor, valid_PG: torch.Tensor, level: str = "group"):
+    r"""
+    log |P(i)| of every anchor: what InfoNCE and SupCon cost it if its positives are all in one point with it and the
+    rest is far away. For the two SupCon it is the least that they can cost; `"supcon_in"` less this is `"soft_nn"`.
+
+    Args:
+        correct_PG, is_anchor_PG, valid_PG (`torch.Tensor` of shape `(P, G)`, bool):
+            Success labels, and as [`contrastive_loss`] has them.
+        level (`str`, *optional*, defaults to `"group"`):
+            As in [`contrastive_loss`].
+
+    Returns:
+        `torch.Tensor` of shape `(P, G)`: 0 where the rollout is no anchor.
+    """
+    check_choice("level", level, LEVELS)
+    n_PG = torch.zeros(correct_PG.shape, device=correct_PG.device)
+    for label_PG in (valid_PG & correct_PG, valid_PG & ~correct_PG):
+        count = label_PG.sum() if level == "batch" else label_PG.sum(1, keepdim=True)
+        n_PG = torch.where(label_PG, count - 1.0, n_PG)  # the anchor itself is no positive
+    return n_PG.masked_fill(~is_anchor_PG, 1.0).log()
 
 
 def _loss_in_groups(embeddings_PGD, correct_PG, valid_PG, wanted_PG, draw_PG, *options):
@@ -145,7 +175,9 @@ def _loss_in_batch(
     return loss_N.view_as(correct_PG), is_anchor_N.view_as(correct_PG)
 
 
-def _loss_of_rows(anchors_RD, others_CD, positive_RC, other_RC, wanted_R, draw_R, loss_type, similarity, temperature):
+def _loss_of_rows(
+    anchors_RD, others_CD, positive_RC, other_RC, wanted_R, draw_R, loss_type, num_positives, similarity, temperature
+):
     """
     Loss of R anchors, each against C columns chosen by masks; all tensors may have a common leading axis.
 
@@ -164,9 +196,9 @@ def _loss_of_rows(anchors_RD, others_CD, positive_RC, other_RC, wanted_R, draw_R
     log_all_R = logits_RC.masked_fill(~other_RC, -torch.inf).logsumexp(-1)
     n_positives_R = positive_RC.sum(-1)
     if loss_type == "infonce":
-        chosen_R = _share_of(n_positives_R, draw_R)
-        is_chosen_RC = positive_RC & (positive_RC.cumsum(-1) - 1 == chosen_R.unsqueeze(-1))
-        log_positive_R = logits_RC.masked_fill(~is_chosen_RC, 0.0).sum(-1)
+        is_chosen_RC = _draw(positive_RC, n_positives_R, draw_R, num_positives)
+        n_chosen_R = n_positives_R.clamp(max=num_positives)
+        log_positive_R = logits_RC.masked_fill(~is_chosen_RC, 0.0).sum(-1) / n_chosen_R
     elif loss_type == "supcon_out":
         log_positive_R = logits_RC.masked_fill(~positive_RC, 0.0).sum(-1) / n_positives_R
     else:
@@ -174,6 +206,16 @@ def _loss_of_rows(anchors_RD, others_CD, positive_RC, other_RC, wanted_R, draw_R
         if loss_type == "supcon_in":
             log_positive_R = log_positive_R - n_positives_R.to(log_positive_R.dtype).log()
     return (log_all_R - log_positive_R).masked_fill(~is_anchor_R, 0.0), is_anchor_R
+
+
+def _draw(positive_RC: torch.Tensor, n_R: torch.Tensor, draw_R: torch.Tensor, k: int) -> torch.Tensor:
+    """
+    A mask of k of each row's n positives, or of all if there are no more: from a drawn one on, in even strides, so
+    that each is chosen with the same chance k / n and one number decides (systematic sampling).
+    """
+    first_R, n_R = _share_of(n_R, draw_R).unsqueeze(-1), n_R.unsqueeze(-1)
+    place_RC = (positive_RC.cumsum(-1) - 1 - first_R) % n_R  # of a positive, counted from the drawn one
+    return positive_RC & (place_RC * min(k, positive_RC.size(-1)) % n_R < k)
 
 
 def _share_of(n_R: torch.Tensor, draw_R: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,10 @@
 """Contrastive loss per rollout in, contrastive reward per rollout out (CLIPO, arXiv 2603.10101, section 3)."""
 
+import math
+
 import torch
+
+from .config import SCHEDULES, check_choice
 
 
 def contrastive_reward(
@@ -20,7 +24,8 @@ def contrastive_reward(
 
     Args:
         loss_PG (`torch.Tensor` of shape `(P, G)`):
-            Loss L_i >= 0 of G rollouts of each of P prompts, 0 where the rollout is no anchor.
+            Loss L_i of G rollouts of each of P prompts, 0 where the rollout is no anchor. With a baseline taken off it
+            may be below 0.
         correct_PG (`torch.Tensor` of shape `(P, G)`, bool):
             Success label c_i.
         weight (`float`, *optional*, defaults to `0.2`):
@@ -71,6 +76,26 @@ def agreement_reward(
     """
     _check(score_PG, correct_PG, weight, floor, "score_PG")
     return offset + (weight * score_PG.detach() * correct_PG).clamp(min=floor, max=-floor)
+
+
+def scheduled_weight(weight: float, schedule: str = "constant", progress: float = 0.0) -> float:
+    r"""
+    lambda at a place in training: `weight` times 1, 1 - t or (1 + cos(pi t)) / 2. Beyond the paper.
+
+    Args:
+        weight (`float`):
+            lambda at the start.
+        schedule (`str`, *optional*, defaults to `"constant"`):
+            `"constant"`, `"linear"` or `"cosine"`; the last two end at 0.
+        progress (`float`, *optional*, defaults to `0.0`):
+            t, the share of the policy's updates that are done, cut to 0 and 1.
+
+    Raises:
+        `ValueError`: an unknown schedule.
+    """
+    check_choice("schedule", schedule, SCHEDULES)
+    t = min(max(progress, 0.0), 1.0)
+    return weight * {"constant": 1.0, "linear": 1.0 - t, "cosine": (1.0 + math.cos(math.pi * t)) / 2.0}[schedule]
 
 
 def _check(

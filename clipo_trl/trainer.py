@@ -249,7 +249,9 @@ class CLIPOMixin(SharingMixin, DynamicSamplingMixin):
         )
         steps_PG = None if self._step_column is None else rewards_per_func[:, self._step_column].view(-1, G)
         in_warmup = self.warmup.has_batch(self.head_learner.n_batches)
-        batch = self.head_learner.score(pooled_BH, correct_N.view(-1, G), has_reward_N.view(-1, G), steps_PG)
+        progress = self.warmup.progress(self.state.global_step, self.state.max_steps)
+        labels = (correct_N.view(-1, G), has_reward_N.view(-1, G))
+        batch = self.head_learner.score(pooled_BH, *labels, steps_PG, progress)
         columns = zip(self.reward_func_names, rewards_per_func.T.reshape(-1, *batch.correct_PG.shape), strict=True)
         batch.rewards = {name: column_PG for name, column_PG in columns if name != contrastive.__name__}
         batch.reward_PG = self.reward_to_pay(batch)

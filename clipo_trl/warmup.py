@@ -78,6 +78,11 @@ class Warmup:
         """Whether the policy is the same before two optimizer steps."""
         return step - self.frozen_by(step) == other - self.frozen_by(other)
 
+    def progress(self, step: int, max_steps: int) -> float:
+        """Share, from 0 to 1, of the policy's updates that are done after `step` of `max_steps` optimizer steps."""
+        n_updates = max_steps - self.frozen_by(max_steps)
+        return (step - self.frozen_by(step)) / n_updates if n_updates > 0 else 0.0
+
     def delay(self, scheduler: LRScheduler) -> None:
         """Have a scheduler count the steps in which the policy learns. One that follows a metric has no steps to
         count."""

@@ -7,6 +7,7 @@ needs it.
 from collections.abc import Callable, Sequence
 
 from .dotted_path import import_function
+from .equation_steps import equation_steps_reward, find_equations, sound_equations_reward
 from .errors import UsageError
 from .format import format_reward
 from .gold import GoldReport, check_golds, final_answer
@@ -23,6 +24,8 @@ REWARD_FUNCS: dict[str, Callable[..., Sequence[float | None]]] = {
     "math_accuracy": math_accuracy_reward,
     "multiple_choice": multiple_choice_reward,
     "format": format_reward,
+    "equation_steps": equation_steps_reward,
+    "sound_equations": sound_equations_reward,
     "verl_compatible": verl_compatible_reward,
     "verl_boxed": verl_boxed_reward,
 }
@@ -33,8 +36,8 @@ def get_reward_func(name: str, *, max_completion_length: int | None = None) -> C
     Reward function by its name, or by a dotted path `package.module.function`.
 
     Args:
-        name (`str`): `verifiable`, `math_accuracy`, `multiple_choice`, `format`, `soft_overlong`, `verl_compatible`,
-            `verl_boxed`, or a dotted path.
+        name (`str`): `verifiable`, `math_accuracy`, `multiple_choice`, `format`, `equation_steps`,
+            `sound_equations`, `soft_overlong`, `verl_compatible`, `verl_boxed`, or a dotted path.
         max_completion_length (`int`, *optional*): Longest completion in tokens; `soft_overlong` needs it.
 
     Raises:
@@ -60,12 +63,15 @@ __all__ = [
     "GoldReport",
     "check_golds",
     "configure_pool",
+    "equation_steps_reward",
     "final_answer",
+    "find_equations",
     "format_reward",
     "get_reward_func",
     "math_accuracy_reward",
     "multiple_choice_reward",
     "soft_overlong_punishment",
+    "sound_equations_reward",
     "verifiable_reward",
     "verl_boxed_reward",
     "verl_compatible_reward",

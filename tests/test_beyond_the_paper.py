@@ -7,8 +7,9 @@ import pytest
 import torch
 from tiny_models import letters_reward, tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
 
-from clipo_trl import CLIPOTrainer
+from clipo_trl import CLIPOTrainer, contrastive_loss, contrastive_reward
 from clipo_trl.calibration import MEMORY, PRIOR_PAIRS, Calibration
+from clipo_trl.cli.run_plan import describe_clipo, plan_run
 from clipo_trl.metrics import sound_against_lucky
 from clipo_trl.rewards import agreement_reward
 
@@ -230,7 +231,8 @@ def test_a_step_checker_has_no_say_in_what_is_correct(tmp_path):
         rows = [row for row in trainer.state.log_history if "reward" in row]
         for row, seen in zip(rows, trainer.seen, strict=True):
             answers = seen["rewards"][:, 0]
-            assert row["contrastive/correct_rollouts"] == pytest.approx((answers > 0).float().mean().item())
+            judged = answers[~answers.isnan()]
+            assert row["contrastive/correct_rollouts"] == pytest.approx((judged > 0).float().mean().item())
             assert row["contrastive/left_out_rollouts"] == pytest.approx(answers.isnan().float().mean().item())
             assert torch.equal(seen["column"].isnan(), answers.isnan()) and answers.isnan().any()
     # What is left out is not in the mean of its group either.
@@ -247,3 +249,75 @@ def test_a_step_checker_has_no_say_in_what_is_correct(tmp_path):
 def test_the_gap_of_group_centred_states_is_warned_of(tmp_path, caplog):
     make_trainer(tmp_path, contrastive_reward_type="similarity_gap", contrastive_debias="group_center")
     assert "says little that 'agreement' does not" in caplog.text
+
+
+# ---------------------------------------------------------------------- baseline, k positives, schedule of lambda
+
+
+def test_the_baseline_is_taken_off_what_is_paid_and_not_off_what_the_head_learns(tmp_path):
+    """Paid is max(b - lambda (L - log |P|), floor); the head is, bit for bit, the one without a baseline."""
+    settings = {"contrastive_loss_type": "supcon_out", "learning_rate": 0.0, "max_steps": 3}
+    plain = train(tmp_path / "plain", **settings)
+    based = train(tmp_path / "based", contrastive_baseline="log_positives", **settings)
+    n_paid = 0
+    for seen, other in zip(based.seen, plain.seen, strict=True):
+        correct = seen["rewards"][:, 0].view(-1, 8) > 0
+        assert torch.equal(seen["embeddings"], other["embeddings"])
+        loss, is_anchor = contrastive_loss(seen["embeddings"], correct, loss_type="supcon_out")
+        baseline = torch.where(is_anchor, correct.sum(1, keepdim=True) - 1.0, 1.0).log()
+        torch.testing.assert_close(
+            seen["column"].view(-1, 8), contrastive_reward(loss - baseline, correct), atol=1e-5, rtol=0
+        )
+        n_paid += (baseline > 0).sum().item()
+        assert (seen["column"] >= other["column"]).all()
+    assert n_paid > 20 and not torch.equal(based.seen[0]["column"], plain.seen[0]["column"])
+
+
+def test_all_positives_are_supcon_in_training(tmp_path):
+    drawn = train(tmp_path / "drawn", contrastive_num_positives=7)
+    whole = train(tmp_path / "whole", contrastive_loss_type="supcon_out")
+    one = train(tmp_path / "one")
+    for seen, other in zip(drawn.seen, whole.seen, strict=True):
+        assert torch.equal(seen["column"], other["column"])
+    assert torch.equal(drawn.contrastive_head.layers[0].weight, whole.contrastive_head.layers[0].weight)
+    assert not torch.equal(drawn.contrastive_head.layers[0].weight, one.contrastive_head.layers[0].weight)
+
+
+@pytest.mark.parametrize(
+    "schedule, factors", [("linear", [1, 0.75, 0.5, 0.25]), ("cosine", [1, 0.85355, 0.5, 0.14645])]
+)
+@pytest.mark.parametrize("warmup", [0, 2])
+def test_lambda_falls_while_the_policy_learns(tmp_path, schedule, factors, warmup):
+    """In a frozen warm-up it stays. The column is that of a constant lambda, times the factor."""
+    settings = {"contrastive_loss_type": "supcon_out", "contrastive_reward_floor": -100.0}
+    settings |= {"contrastive_warmup_steps": warmup, "max_steps": 4 + warmup}
+    trainer = train(tmp_path, contrastive_reward_schedule=schedule, **settings)
+    logged = [row["contrastive/reward_weight"] for row in trainer.state.log_history if "reward" in row]
+    factors = [1] * warmup + factors
+    assert logged == pytest.approx([0.2 * factor for factor in factors], abs=1e-5)
+    for seen, factor in zip(trainer.seen, factors, strict=True):
+        correct = seen["rewards"][:, 0].view(-1, 8) > 0
+        loss, _ = contrastive_loss(seen["embeddings"], correct, loss_type="supcon_out")
+        torch.testing.assert_close(seen["column"].view(-1, 8), -0.2 * factor * loss * correct, atol=1e-4, rtol=1e-4)
+
+
+def test_a_schedule_goes_on_where_the_checkpoint_was(tmp_path):
+    settings = {"contrastive_reward_schedule": "cosine", "contrastive_warmup_steps": 1, "max_steps": 4}
+    whole = train(tmp_path / "whole", save_strategy="steps", save_steps=2, **settings)
+    resumed = make_trainer(tmp_path / "resumed", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert len(resumed.seen) == 2
+    for ours, theirs in zip(resumed.seen, whole.seen[2:], strict=True):
+        assert torch.equal(ours["column"], theirs["column"])
+
+
+def test_a_constant_weight_is_not_logged(tmp_path):
+    trainer = train(tmp_path, max_steps=1)
+    assert not any("contrastive/reward_weight" in row for row in trainer.state.log_history)
+
+
+def test_the_table_at_the_start_tells_of_them(tmp_path):
+    settings = {"contrastive_baseline": "log_positives", "contrastive_reward_schedule": "cosine"}
+    trainer = make_trainer(tmp_path, **settings)
+    told = " ".join(describe_clipo(trainer, plan_run(trainer.args, 8)).values())
+    assert "0.2 (lambda) x (loss - log number of positives), at least -0.5, lambda to 0 (cosine)" in told

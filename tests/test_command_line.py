@@ -1,6 +1,7 @@
 """Mistakes in the command line of the scripts: told at once, before slow imports, in a sentence with the remedy."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,8 +12,16 @@ import pytest
 
 import evaluate
 import train
-from clipo_trl.cli.command_line import argument_errors, check_evaluation, check_training, read_options, usage_errors
+from clipo_trl.cli.command_line import (
+    argument_errors,
+    check_evaluation,
+    check_training,
+    read_configs,
+    read_options,
+    usage_errors,
+)
 from clipo_trl.cli.paths import has_rows, looks_local
+from clipo_trl.cli.train import parse_arguments
 from reward_funcs.errors import MissingFile, UsageError
 
 
@@ -34,6 +43,12 @@ def folder(tmp_path, monkeypatch) -> Path:
     (tmp_path / "list.yaml").write_text("- learning_rate")
     (tmp_path / "nothing.yaml").write_text("# to do\n")
     (tmp_path / "broken.yaml").write_text("a: [1\nb: 2")
+    (tmp_path / "full.yaml").write_text(
+        "model_name_or_path: gpt2\ndataset_name: rows.jsonl\nuse_cpu: true\nbf16: false\n"
+    )
+    (tmp_path / "no_model.yaml").write_text("model_name_or_path: ./none")
+    (tmp_path / "tau.yaml").write_text("contrastive_temperature: 0.1\nreward_funcs: [format]")
+    (tmp_path / "other_tau.yaml").write_text("contrastive_temperature: 0.2\nmodel_init_kwargs: {}")
     (tmp_path / "text.yaml").write_text("reward_funcs: verifiable")
     (tmp_path / "runs").mkdir()
     return tmp_path
@@ -45,6 +60,11 @@ TRAIN_MISTAKES = {
     "--config nothing.yaml": "must hold a YAML mapping, but holds nothing",
     "--config broken.yaml": "(?s)'broken.yaml' is no YAML.*line 2",
     f"{TRAIN} --config": "`--config` is the last word",
+    f"--config {TRAIN}": "`--config` is followed by '--model_name_or_path', but needs the path",
+    f"--config full.yaml {TRAIN} --config tau.yaml": "`--config` is given twice. Give it once",
+    "--config full.yaml none.yaml": "Config file 'none.yaml' does not exist",
+    "--config full.yaml broken.yaml": "'broken.yaml' is no YAML",
+    "--config full.yaml no_model.yaml": "`model_name_or_path` is './none', but there is no such folder",
     "--model_name_or_path gpt2": "`dataset_name` is missing: put it into .* or add --dataset_name",
     "--dataset_name rows.jsonl": "`model_name_or_path` is missing",
     f"{TRAIN} --model_name_or_path ./none": "`model_name_or_path` is './none', but there is no such folder .*Correct",
@@ -135,6 +155,65 @@ def test_the_command_line_goes_over_the_file(folder):
         "c_d": ["5"],
         "e": [],
     }
+
+
+def test_later_files_win_and_the_command_line_over_them_all(folder):
+    read = read_options("--config full.yaml tau.yaml other_tau.yaml --learning_rate 1".split())
+    assert read["model_name_or_path"] == "gpt2" and read["contrastive_temperature"] == 0.2
+    for argv, tau in (
+        ("full.yaml tau.yaml other_tau.yaml", 0.2),
+        ("full.yaml other_tau.yaml tau.yaml", 0.1),
+        ("full.yaml tau.yaml --contrastive_temperature 0.3", 0.3),
+        ("full.yaml", 0.05),
+    ):
+        script_args, args, model_args = parse_arguments(["--config", *argv.split(), "--output_dir", "out"])
+        assert args.contrastive_temperature == tau
+        assert (script_args.dataset_name, model_args.model_name_or_path) == ("rows.jsonl", "gpt2")
+        assert script_args.reward_funcs == (["format"] if " tau" in argv else ["verifiable"])
+
+
+def test_a_list_of_a_later_file_takes_the_place_of_the_earlier_one(folder):
+    (folder / "one.yaml").write_text("reward_funcs: [verifiable, format]\nmodel_init_kwargs: {a: 1, b: 2}")
+    (folder / "two.yaml").write_text("reward_funcs: [format]\nmodel_init_kwargs: {b: 3}")
+    assert read_configs(["one.yaml", "two.yaml"]) == {"reward_funcs": ["format"], "model_init_kwargs": {"b": 3}}
+
+
+def test_variables_of_a_file_are_set(folder, monkeypatch):
+    monkeypatch.delenv("OF_THE_FILE", raising=False)
+    (folder / "variables.yaml").write_text("env: {OF_THE_FILE: 7}")
+    parse_arguments("--config full.yaml variables.yaml --output_dir out".split())
+    assert os.environ.pop("OF_THE_FILE") == "7"
+    (folder / "variables.yaml").write_text("env: 7")
+    with pytest.raises(UsageError, match="`env` is 7, but must be a mapping"):
+        parse_arguments("--config full.yaml variables.yaml --output_dir out".split())
+
+
+UNKNOWN = {
+    "contrastive_temprature: 1": "Config file 'new.yaml' has `contrastive_temprature`, .* Did you mean `contrastive_temperature`",
+    "num_generation: 8": "`num_generation`, .*Did you mean `num_generations`",
+    "datset_name: a": "Did you mean `dataset_name`",
+    "zzz: 1": "has `zzz`, which is no field. `--help` lists",
+    "1: 1": "has `1`, which is no field",
+}
+
+
+@pytest.mark.parametrize("line", UNKNOWN)
+def test_an_unknown_field_is_answered_with_the_nearest_one(line, folder):
+    (folder / "new.yaml").write_text(line)
+    for argv in ("new.yaml full.yaml", "full.yaml new.yaml tau.yaml"):
+        with pytest.raises(UsageError, match=UNKNOWN[line]):
+            train.main(["--config", *argv.split()])
+
+
+def test_unknown_options_are_answered_too(folder):
+    with pytest.raises(UsageError, match="The command line has `contrastive_temprature`.*`contrastive_temperature`"):
+        train.main("--config full.yaml --output_dir out --contrastive-temprature=1".split())
+    with pytest.raises(UsageError, match=r"The command line has \['stray'\], which belong to no option"):
+        train.main("stray --config full.yaml --output_dir out".split())
+    (folder / "evaluation.yaml").write_text("model: gpt2\ndatasets: [rows.jsonl]\noutput_dir: out")
+    (folder / "new.yaml").write_text("num_sample: 2")
+    with pytest.raises(UsageError, match="'new.yaml' has `num_sample`.*`num_samples`"):
+        evaluate.main("--config evaluation.yaml new.yaml".split())
 
 
 def test_names_on_the_hub_and_paths(folder):

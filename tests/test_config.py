@@ -35,6 +35,9 @@ def test_defaults(tmp_path):
         "contrastive_warmup_policy": "frozen",
         "contrastive_success_rewards": None,
         "contrastive_success_threshold": 0.0,
+        "contrastive_baseline": None,
+        "contrastive_num_positives": 1,
+        "contrastive_reward_schedule": "constant",
         "contrastive_step_reward": None,
         "contrastive_calibration": False,
         "contrastive_pooling": "mean",
@@ -100,7 +103,14 @@ def test_every_field_is_in_one_group():
 
 def test_what_is_beyond_the_paper_stands_apart():
     beyond = {field.name: field.metadata["help"] for field in fields(BeyondThePaperFields)}
-    assert list(beyond) == ["contrastive_reward_type", "contrastive_step_reward", "contrastive_calibration"]
+    assert list(beyond) == [
+        "contrastive_reward_type",
+        "contrastive_baseline",
+        "contrastive_num_positives",
+        "contrastive_reward_schedule",
+        "contrastive_step_reward",
+        "contrastive_calibration",
+    ]
     assert all("beyond the paper" in text.lower() for text in beyond.values())
 
 
@@ -131,6 +141,9 @@ def test_a_configuration_travels_between_processes(tmp_path):
         ("contrastive_success_threshold", float("nan")),
         ("contrastive_loss_type", "triplet"),
         ("contrastive_reward_type", "loss_type"),
+        ("contrastive_baseline", "mean"),
+        ("contrastive_num_positives", 0),
+        ("contrastive_reward_schedule", "exponential"),
         ("contrastive_similarity", "dot"),
         ("contrastive_level", "prompt"),
         ("contrastive_anchors", "none"),
@@ -192,6 +205,22 @@ def test_scores_are_means_of_cosines(tmp_path):
     with pytest.raises(ValueError, match="`contrastive_similarity` is 'l2'"):
         tiny_config(tmp_path, contrastive_reward_type="agreement", contrastive_similarity="l2")
     tiny_config(tmp_path, contrastive_reward_type="agreement", contrastive_debias="group_center")
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"contrastive_baseline": "log_positives", "contrastive_reward_type": "agreement"}, "pays no loss"),
+        ({"contrastive_baseline": "log_positives", "contrastive_loss_type": "soft_nn"}, "nothing to take off"),
+        ({"contrastive_num_positives": 2, "contrastive_loss_type": "supcon_out"}, "uses all positives"),
+    ],
+)
+def test_a_baseline_and_drawn_positives_belong_to_a_loss(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(tmp_path, **settings)
+    for name in settings:  # each goes with the defaults
+        if name not in ("contrastive_reward_type", "contrastive_loss_type"):
+            tiny_config(tmp_path, **{name: settings[name]})
 
 
 def test_calibration_needs_a_step_checker(tmp_path):

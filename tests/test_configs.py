@@ -14,6 +14,8 @@ from trl import ModelConfig, TrlParser
 
 from clipo_trl import CLIPOConfig
 from clipo_trl.cli.run_plan import plan_run
+from clipo_trl.cli.train import parse_arguments
+from clipo_trl.config import LEVELS, LOSS_TYPES
 from train import ScriptArguments
 
 
@@ -125,6 +127,41 @@ def test_lora_on_one_gpu():
 def test_command_line_has_the_last_word(name):
     script, args, model = parse(name, "--contrastive_temperature", "0.5", "--dataset_name", "x", "--use_vllm", "false")
     assert (args.contrastive_temperature, script.dataset_name, args.use_vllm) == (0.5, "x", False)
+
+
+# ---------------------------------------------------------------------- ablations, over a run's file
+
+ABLATIONS = {
+    **{f"loss_{name}": {"contrastive_loss_type": name} for name in LOSS_TYPES},
+    **{f"temperature_{tau}": {"contrastive_temperature": tau} for tau in (0.02, 0.05, 0.1, 0.2)},
+    **{f"group_size_{size}": {"num_generations": size} for size in (4, 8, 16, 32)},
+    **{f"level_{name}": {"contrastive_level": name} for name in LEVELS},
+    "head_frozen": {"freeze_contrastive_head": True, "contrastive_warmup_steps": 0},
+    "warmup_none": {"contrastive_warmup_steps": 0},
+    "warmup_verifiable_reward": {"contrastive_warmup_policy": "verifiable_reward"},
+    "grpo": {"contrastive_reward_weight": 0.0},
+}
+
+
+def test_every_ablation_is_named_after_what_it_sets():
+    files = {path.stem: yaml.safe_load(path.read_text()) for path in (CONFIGS / "ablations").glob("*.yaml")}
+    assert files == ABLATIONS
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_an_ablation_changes_its_fields_and_no_other(ablation, eight_processes):
+    for name in ("track1_gsm8k", "track2_math"):
+        paths = [str(CONFIGS / f"{name}.yaml"), str(CONFIGS / "ablations" / f"{ablation}.yaml")]
+        base = parse_arguments(["--config", paths[0], *ON_CPU])
+        ours = parse_arguments(["--config", *paths, *ON_CPU])
+        changed = {
+            field: value
+            for before, after in zip(base, ours, strict=True)
+            for field, value in vars(after).items()
+            if repr(vars(before)[field]) != repr(value) and field != "logging_dir"
+        }
+        assert changed.items() <= ABLATIONS[ablation].items()
+        assert all(getattr(ours[1], field) == value for field, value in ABLATIONS[ablation].items())
 
 
 # ---------------------------------------------------------------------- launchers

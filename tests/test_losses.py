@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from clipo_trl import ContrastiveHead, agreement_score, contrastive_loss, contrastive_reward
 from clipo_trl.config import ANCHORS, LEVELS, LOSS_TYPES, SIMILARITIES
-from clipo_trl.losses import _share_of
+from clipo_trl.losses import _draw, _share_of, log_positives
 
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -383,3 +383,96 @@ def test_autocast_does_not_reach_the_loss():
             loss.sum().backward()
         results.append((loss.detach(), leaf.grad))
     assert all(torch.equal(here, there) for here, there in zip(*results, strict=True))
+
+
+# ---------------------------------------------------------------------- beyond the paper: baseline, k positives
+
+
+def one_point(n_correct, group_size, cosine=0.0):
+    """A group whose correct rollouts are in one point, the wrong ones in another, at this cosine (1, G, 2)."""
+    correct = torch.arange(group_size).unsqueeze(0) < n_correct
+    apart = torch.tensor([cosine, math.sqrt(1 - cosine**2)])
+    return torch.where(correct.unsqueeze(-1), torch.tensor([1.0, 0.0]), apart), correct
+
+
+@pytest.mark.parametrize("loss_type", ["infonce", "supcon_out", "supcon_in"])
+@pytest.mark.parametrize("n_correct", range(2, 16))
+def test_a_group_in_one_point_pays_nothing_above_the_baseline(loss_type, n_correct):
+    """Whatever its size; without the baseline its reward sinks with the size, down to the floor."""
+    embeddings, correct = one_point(n_correct, 16)
+    loss, is_anchor = contrastive_loss(embeddings, correct, loss_type=loss_type)
+    baseline = log_positives(correct, is_anchor, torch.ones_like(correct))
+    torch.testing.assert_close(loss - baseline, torch.zeros(1, 16), atol=1e-5, rtol=0)
+    reward = contrastive_reward(loss - baseline, correct)
+    torch.testing.assert_close(reward, torch.zeros(1, 16), atol=1e-5, rtol=0)
+    on_floor = contrastive_reward(loss, correct)[correct] == -0.5
+    assert on_floor.all() if n_correct >= 14 else not on_floor.any()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("anchors", ANCHORS)
+def test_the_baseline_is_the_least_that_supcon_costs(level, anchors):
+    embeddings, correct = make_batch()
+    valid = torch.rand(correct.shape, generator=torch.Generator().manual_seed(5)) < 0.85
+    settings = {"valid_PG": valid, "level": level, "anchors": anchors, "temperature": 0.1}
+    losses = {
+        name: contrastive_loss(embeddings, correct, loss_type=name, **settings)
+        for name in ("supcon_out", "supcon_in", "soft_nn")
+    }
+    is_anchor = losses["soft_nn"][1]
+    baseline = log_positives(correct, is_anchor, valid, level)
+    assert baseline[~is_anchor].eq(0).all()
+    assert (losses["supcon_out"][0] - baseline)[is_anchor].min() > 0
+    # SupCon with the mean inside differs from SoftNN by the baseline alone.
+    torch.testing.assert_close(losses["supcon_in"][0] - baseline, losses["soft_nn"][0], atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="`level` is 'prompt'"):
+        log_positives(correct, is_anchor, valid, "prompt")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_from_one_drawn_positive_to_supcon(level):
+    """All: SupCon, bit for bit, whatever is drawn. One: the loss of the paper, draw by draw."""
+    embeddings, correct = make_batch()
+
+    def loss(seed=0, **settings):
+        generator = torch.Generator().manual_seed(seed)
+        return contrastive_loss(embeddings, correct, level=level, generator=generator, **settings)[0]
+
+    for k in (correct.numel() - 1, 10**9):
+        assert torch.equal(loss(num_positives=k), loss(loss_type="supcon_out"))
+    assert torch.equal(loss(num_positives=1), loss())
+    assert not torch.equal(loss(num_positives=2), loss()) and not torch.equal(
+        loss(2, num_positives=2), loss(num_positives=2)
+    )
+    with pytest.raises(ValueError, match="`num_positives` is 0"):
+        loss(num_positives=0)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 7])
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 6, 12])
+def test_k_different_positives_each_with_the_same_chance(n, k):
+    """Counted over evenly spread draws: each of the n positives is chosen in k of n, never twice."""
+    positive = torch.zeros(n, 20, dtype=torch.bool)
+    positive[:, torch.randperm(20, generator=torch.Generator().manual_seed(n))[:n]] = True
+    draws = (torch.arange(n) * 2**53 + 2**52) // n  # one in the middle of each n-th
+    chosen = _draw(positive, positive.sum(-1), draws, k)
+    assert not (chosen & ~positive).any()
+    assert chosen.sum(-1).tolist() == [min(k, n)] * n
+    assert chosen.sum(0)[positive[0]].tolist() == [min(k, n)] * n
+
+
+def test_the_loss_of_k_positives_is_supcon_on_average_and_less_noisy():
+    embeddings, correct = make_batch(n_groups=3, group_size=12)
+    expected, is_anchor = contrastive_loss(embeddings, correct, loss_type="supcon_out", temperature=0.2)
+    spreads = []
+    for k in (1, 3, 6):
+        generator = torch.Generator().manual_seed(0)
+        draws = torch.stack(
+            [
+                contrastive_loss(embeddings, correct, num_positives=k, temperature=0.2, generator=generator)[0]
+                for _ in range(400)
+            ]
+        )
+        torch.testing.assert_close(draws.mean(0), expected, atol=0.2, rtol=0)
+        spreads.append(draws.std(0)[is_anchor].mean().item())
+    assert spreads[0] > 1.5 * spreads[1] > 1.5 * spreads[2]

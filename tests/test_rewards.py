@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from clipo_trl import contrastive_reward
+from clipo_trl.config import SCHEDULES
+from clipo_trl.rewards import scheduled_weight
 
 
 LOSS = torch.tensor([[0.0, 1.0, 2.0, 10.0]])
@@ -45,3 +47,19 @@ def test_wrong_arguments_are_named(settings):
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match="loss_PG"):
         contrastive_reward(LOSS, torch.ones(4, dtype=torch.bool))
+
+
+def test_schedules_of_the_weight():
+    """From lambda to 0, but for the constant one: the same at the ends, and never rising between."""
+    places = [i / 20 for i in range(21)]
+    constant, linear, cosine = ([scheduled_weight(0.2, name, t) for t in places] for name in SCHEDULES)
+    assert constant == [0.2] * 21
+    assert linear == pytest.approx([0.2 * (1 - t) for t in places])
+    for weights in (linear, cosine):
+        assert weights[0] == 0.2 and weights[10] == pytest.approx(0.1) and weights[-1] == pytest.approx(0.0, abs=1e-12)
+        assert weights == sorted(weights, reverse=True)
+        assert [a + b for a, b in zip(weights, reversed(weights), strict=True)] == pytest.approx([0.2] * 21)
+    assert cosine[5] > linear[5] and cosine[15] < linear[15]
+    assert scheduled_weight(0.2, "linear", 1.5) == 0.0 and scheduled_weight(0.2, "linear", -1.0) == 0.2
+    with pytest.raises(ValueError, match="`schedule` is 'step'"):
+        scheduled_weight(0.2, "step")

@@ -79,18 +79,33 @@ def check_evaluation(argv: Sequence[str] | None = None) -> None:
 
 
 def read_options(argv: Sequence[str] | None = None) -> Options | None:
-    """Options of the file given with `--config`, under those of the command line; `None` if help is asked for."""
+    """Options of the files given with `--config`, under those of the command line; `None` if help is asked for."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(argv):
         return None
-    config: dict[str, Any] = {}
-    if "--config" in argv:
-        place = argv.index("--config")
-        if place + 1 == len(argv):
-            raise UsageError("`--config` is the last word, but needs the path of a YAML file after it.")
-        config = read_config(argv[place + 1])
-        del argv[place : place + 2]
-    return ChainMap(_read_words(argv), config)
+    files, words = split_configs(argv)
+    return ChainMap(_read_words(words), read_configs(files))
+
+
+def split_configs(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The files that follow `--config`, up to the next option, and all other words."""
+    words = list(argv)
+    if "--config" not in words:
+        return [], words
+    place = words.index("--config")
+    end = next((i for i in range(place + 1, len(words)) if words[i].startswith("--")), len(words))
+    files, rest = words[place + 1 : end], words[:place] + words[end:]
+    if not files:
+        last = "is the last word" if end == len(words) else f"is followed by '{words[end]}'"
+        raise UsageError(f"`--config` {last}, but needs the path of a YAML file, or of several, after it.")
+    if "--config" in rest:
+        raise UsageError("`--config` is given twice. Give it once, with all files after it; later ones win.")
+    return files, rest
+
+
+def read_configs(paths: Sequence[str]) -> dict[str, Any]:
+    """Fields of YAML files: where two files have the same field, the later file's value, whole, is taken."""
+    return {name: value for path in paths for name, value in read_config(path).items()}
 
 
 def read_algorithm(argv: Sequence[str] | None = None) -> tuple[str | None, list[str], set[str]]:

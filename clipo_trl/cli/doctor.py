@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     argparse.ArgumentParser(
         "clipo doctor",
-        usage="clipo doctor [-h] [--config FILE] [--FIELD VALUE ...]",
+        usage="clipo doctor [-h] [--config FILE ...] [--FIELD VALUE ...]",
         description="Tell what is installed and what it can do. With the words of `clipo train`, also what it would choose, and why.",
         allow_abbrev=False,
     ).parse_known_args(argv)

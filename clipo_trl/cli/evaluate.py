@@ -22,7 +22,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as RichTable
 from rich.text import Text
 from transformers.utils import logging
-from trl import TrlParser
 
 from reward_funcs import check_golds, get_reward_func, math_accuracy_reward, verifiable_reward
 from reward_funcs.completions import last_boxed
@@ -58,6 +57,7 @@ from .evaluation_tables import (
     result_tables,
     summarise,
 )
+from .parsing import parse
 from .sampling import SAMPLERS, Completion, Decoding, completion_seed
 
 
@@ -173,12 +173,12 @@ class EvaluationArguments:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the evaluation, or the comparison; `argv` defaults to the command line. Returns the results."""
     ##############################################################
-    # Parse: YAML file (--config), then the command line over it #
+    # Parse: YAML files (--config), the command line over them  #
     ##############################################################
     check_evaluation(argv)
     with argument_errors():
         classes: Any = (EvaluationArguments,)  # transformers' name for such a type means nothing to a checker
-        (args,) = TrlParser(classes).parse_args_and_config(argv)
+        (args,) = parse(classes, argv)
         decoding = Decoding(args.temperature, args.top_p, args.max_completion_length)
     if args.compare is not None:
         return compare_folders(args)

@@ -148,6 +148,10 @@ def describe_batches(args: CLIPOArguments, plan: Plan) -> dict[str, str]:
     }
 
 
+def _paid_loss(args: Any) -> str:
+    return "loss" if args.contrastive_baseline is None else "(loss - log number of positives)"
+
+
 def describe_clipo(trainer: Any, plan: Plan) -> dict[str, str]:
     args, head = trainer.args, trainer.contrastive_head
     shape = " -> ".join(str(size) for size in [head.hidden_size, *(layer.out_features for layer in head.layers)])
@@ -157,10 +161,12 @@ def describe_clipo(trainer: Any, plan: Plan) -> dict[str, str]:
         learning = "frozen" if start else "frozen, random"
     bound = args.contrastive_reward_floor
     if args.contrastive_reward_type == "loss":
-        reward = f"{args.contrastive_reward_offset:g} - {args.contrastive_reward_weight:g} (lambda) x loss, at least {bound:g}"
+        reward = f"{args.contrastive_reward_offset:g} - {args.contrastive_reward_weight:g} (lambda) x {_paid_loss(args)}, at least {bound:g}"
     else:
         score = args.contrastive_reward_type.replace("_", " ")
         reward = f"{args.contrastive_reward_offset:g} + {args.contrastive_reward_weight:g} (lambda) x {score}, within {-bound:g}"
+    if args.contrastive_reward_schedule != "constant":
+        reward += f", lambda to 0 ({args.contrastive_reward_schedule})"
     if args.contrastive_calibration:
         reward += f", calibrated by {args.contrastive_step_reward}"
     warmup = args.contrastive_warmup_steps

@@ -1,12 +1,13 @@
 """Train a model with CLIPO.
 
     clipo train --config configs/lora_single_gpu.yaml --learning_rate 5e-6 --contrastive_reward_weight 0.1
+    clipo train --config configs/lora_single_gpu.yaml configs/ablations/temperature_0.1.yaml
     accelerate launch --config_file configs/accelerate/zero2.yaml \\
         -m clipo_trl.cli train --config configs/track1_gsm8k.yaml
 
 Every field of [`ScriptArguments`] (below), [`CLIPOConfig`] (with all of TRL's `GRPOConfig` and transformers'
-`TrainingArguments`) and TRL's `ModelConfig` (dtype, attention, PEFT, quantization) can stand in the YAML file or on
-the command line, which has the last word.
+`TrainingArguments`) and TRL's `ModelConfig` (dtype, attention, PEFT, quantization) can stand in a YAML file or on the
+command line, which has the last word. Of several files the later ones win, field by field.
 """
 
 import os
@@ -22,7 +23,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from rich.console import Console
 from transformers import AutoTokenizer
-from trl import GRPOTrainer, ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from trl import GRPOTrainer, ModelConfig, get_peft_config, get_quantization_config
 
 from reward_funcs import check_golds, get_reward_func, math_accuracy_reward, verifiable_reward
 from reward_funcs.errors import UsageError
@@ -34,6 +35,7 @@ from ..hub import HubError
 from ..parent_shapes import CLIPOArguments
 from .command_line import argument_errors, check_training, read_algorithm
 from .data import drop_long_prompts, load_named_prompts, load_prompts
+from .parsing import parse
 from .run_plan import earlier_checkpoint, plan_run, start_table
 
 
@@ -170,13 +172,13 @@ def name_dataset(trainer: Any, script_args: ScriptArguments) -> None:
 
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[ScriptArguments, CLIPOArguments, ModelConfig]:
-    """Read the file given with `--config` and the command line over it; a [`UsageError`] for what they must not
+    """Read the files given with `--config` and the command line over them; a [`UsageError`] for what they must not
     hold."""
     with argument_errors():
         name, argv, fields_given = read_algorithm(argv)
         algorithm = find_algorithm(name)
         classes: Any = (ScriptArguments, algorithm.config_class(), ModelConfig)
-        script_args, training_args, model_args = TrlParser(classes).parse_args_and_config(argv)
+        script_args, training_args, model_args = parse(classes, argv)
         algorithm.check(str(name), training_args, fields_given)
     if script_args.suspicious_rollouts and not script_args.contrastive:
         raise UsageError(
@@ -247,10 +249,12 @@ def on_one_process(check: Callable[[], Any]) -> None:
 
 
 def save(trainer: GRPOTrainer, script_args: ScriptArguments) -> None:
-    """The model, the head beside it if there is one, the model card; and all of it on the Hub if that is asked for."""
+    """The model, the head beside it if there is one, what was logged, the model card; and all of it on the Hub if that
+    is asked for."""
     args: Any = trainer.args
     assert script_args.dataset_name is not None
     trainer.save_model(args.output_dir)
+    trainer.save_state()
     card: dict[str, Any] = {
         "model_name": Path(args.hub_model_id or args.output_dir).name,
         "dataset_name": None if Path(script_args.dataset_name).exists() else script_args.dataset_name,

@@ -1,0 +1,67 @@
+"""Fields of [`CLIPOConfig`] that are beyond the paper; docs/method.md has their formulas and reasons."""
+
+from dataclasses import dataclass, field
+
+
+BASELINES = (None, "log_positives")
+SCHEDULES = ("constant", "linear", "cosine")
+REWARD_TYPES = ("loss", "agreement", "similarity_gap")
+
+
+@dataclass
+class BeyondThePaperFields:
+    """Beyond the paper, and off by default. Single values that are beyond it are named so at the fields above."""
+
+    contrastive_reward_type: str = field(
+        default="loss",
+        metadata={
+            "help": "What a correct rollout's contrastive reward is read off: \"loss\" (minus its loss; the paper's way), "
+            '"agreement" (its embedding\'s mean cosine to the other correct rollouts) or "similarity_gap" (the same, less the '
+            "mean cosine to the wrong ones). The last two are centred in the group, need "
+            '`contrastive_similarity="cosine"`, and are beyond the paper: see `agreement_score`. The head learns from the '
+            "loss in any case.",
+            "choices": REWARD_TYPES,
+        },
+    )
+    contrastive_baseline: str | None = field(
+        default=None,
+        metadata={
+            "help": 'What is taken off the loss before it is paid: None, or "log_positives", log |P(i)|, which InfoNCE and SupCon '
+            "cost an anchor whose |P(i)| positives are all in one point with it. Such a group then pays 0 whatever its size, and "
+            "none of it sits on the floor. The head learns the same. Beyond the paper."
+        },
+    )
+    contrastive_num_positives: int = field(
+        default=1,
+        metadata={
+            "help": 'Positives k that `contrastive_loss_type="infonce"` draws for each anchor, without replacement; its loss is '
+            "their mean, whose expectation does not depend on k and whose noise falls with it. 1 is the paper's way; as many as "
+            'there are, or more, is "supcon_out". More than 1 is beyond the paper.'
+        },
+    )
+    contrastive_reward_schedule: str = field(
+        default="constant",
+        metadata={
+            "help": 'What becomes of lambda while the policy learns: "constant", or from `contrastive_reward_weight` down to 0 at '
+            'the end of the run, "linear" or as a half "cosine". The steps of a frozen warm-up do not count. Beyond the paper.',
+            "choices": SCHEDULES,
+        },
+    )
+    contrastive_step_reward: str | None = field(
+        default=None,
+        metadata={
+            "help": "Name of a reward function that checks the steps: a correct rollout is sound if it is greater than 0, else "
+            "lucky. It may weigh 0, and return None where it cannot tell. It adds metrics that say how well hidden states, "
+            "embeddings and the contrastive reward tell sound rollouts from lucky ones, and by default it has no say in which "
+            "rollouts are correct. Beyond the paper."
+        },
+    )
+    contrastive_calibration: bool = field(
+        default=False,
+        metadata={
+            "help": "Pay the contrastive reward as far as `contrastive_step_reward` bears it out: times 2 AUROC - 1, of the "
+            "rollouts that it checked of late (see `Calibration`). It need not check all of them. Where nothing else tells the "
+            'rollouts of a group apart, `scale_rewards="group"` undoes the size of that factor and leaves its sign. '
+            "Beyond the paper."
+        },
+    )

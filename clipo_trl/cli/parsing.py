@@ -1,0 +1,60 @@
+"""Words and YAML files -> dataclasses, by TRL's parser. A name that is not known is answered with the nearest one."""
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Any
+
+from trl import TrlParser
+
+from reward_funcs.errors import UsageError
+
+from .command_line import read_config, read_configs, split_configs
+
+
+ENVIRONMENT = "env"  # of a file: variables to set, as TRL has it
+
+
+def parse(classes: Sequence[Any], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+    """
+    Read the files given with `--config`, of which later ones win, and the command line over them.
+
+    Args:
+        classes (`Sequence[type]`): dataclasses whose fields are the options.
+        argv (`Sequence[str]`, *optional*): words; default: the command line.
+
+    Returns:
+        `tuple`: one instance of each class.
+
+    Raises:
+        `UsageError`: a file or a word names no field. `ValueError`: a class refuses a value.
+    """
+    files, words = split_configs(sys.argv[1:] if argv is None else argv)
+    names = [field.name for dataclass in classes for field in fields(dataclass) if field.init]
+    for path in files:
+        _check_names(read_config(path), [*names, ENVIRONMENT], f"Config file '{path}'")
+    config = read_configs(files)
+    variables = config.pop(ENVIRONMENT, {})
+    if not isinstance(variables, dict):
+        raise UsageError(f"`{ENVIRONMENT}` is {variables!r}, but must be a mapping of names of variables to values.")
+    parser = TrlParser(classes)
+    os.environ.update({name: str(value) for name, value in variables.items()})
+    parser.set_defaults_with_config(**config)
+    *parsed, surplus = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
+    given = [word[2:].partition("=")[0].replace("-", "_") for word in surplus if word.startswith("--")]
+    _check_names(given, names, "The command line")
+    if surplus:
+        raise UsageError(
+            f"The command line has {surplus}, which belong to no option. Remove them, or name their option."
+        )
+    return tuple(parsed)
+
+
+def _check_names(given: Iterable[str], known: list[str], place: str) -> None:
+    for name in given:
+        if name not in known:
+            near = get_close_matches(str(name), known, n=1)
+            remedy = f"Did you mean `{near[0]}`?" if near else "`--help` lists the fields."
+            raise UsageError(f"{place} has `{name}`, which is no field. {remedy}")

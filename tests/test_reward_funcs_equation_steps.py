@@ -1,0 +1,266 @@
+"""Equations in free text: what is found, what holds, what is left alone, and how often that errs."""
+
+import random
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from benchmarks import equation_steps as benchmark
+from reward_funcs import equation_steps_reward, find_equations, get_reward_func, sound_equations_reward
+from reward_funcs.equation_steps import MAX_EXPONENT
+
+
+HOLD = r"""
+3 + 4 = 7
+So he has 3 + 4 = 7 apples left.
+he has 7 apples (3 + 4 = 7) and more
+1,200 * 2 = 2,400
+180*.05 = 9 days
+5 * $1.50 = $7.50
+-3 + 4 = 1
+- 3 + 4 = 7
+2) 3 + 4 = 7
+**3 + 4 = 7**
+24 – 3 = 21
+4 x $1.50 = $6
+4x5=20
+3 times 4 = 12
+3 plus 4 equals 7
+2(3+4) = 14
+(2)(3) = 6
+2^10 = 1024
+2 + 3 * 4 = 14
+10 - 4 - 3 = 3
+20/4/5 = 1
+12 / 1/2 = 24
+2^3^2 = 512
+-2^2 + 5 = 1
+2 1/2 * 2 = 5
+2½ * 2 = 5
+6 hours/day * 3 days = 18 hours
+21 in the first row + 15 in the second row = 36
+5 cm^2 + 3 cm^2 = 8 cm^2
+15% of $80 = $12
+20% * 50 = 10
+5 / 20 * 100 = 25%
+1/4 of the 200 = 50
+1/4 = 25%
+50 cents * 4 = $2
+3 dozen * 2 = 72
+2 hours + 30 minutes = 150 minutes
+2 hours * 60 minutes/hour = 120 minutes
+10/3 = 3.33
+20/3 = 6.67
+20/3 = 6.66
+1.25 * 5 = 6.3
+1000/7 ≈ 143
+1000/7 = about 143
+20 / 3 ≈ 7
+60 * 34 ≈ 2000
+47.12 / 100 = 0.47119999999999995
+$\frac{3}{4} \times 20 = 15$
+\(\frac12 + \frac13 = \frac56\)
+\[ 2^{3} + 1 = \boxed{9} \]
+3 \cdot 4 = 12\text{ apples}
+1{,}000 + 1 = 1{,}001
+48/2 = <<48/2=24>>24 clips
+On day 3 he has 20 + 5 = 25
+half of them, so 20 / 2 = 10 and so on
+5 + 3 = 8 people, half of them tall
+""".strip().splitlines()
+
+WRONG = r"""
+3 + 4 = 8
+1,200 * 2 = 2,401
+10/3 = 3
+10/3 = 3.3334
+19*.01 = 0.1
+20/3 = 6.65
+1.25 + 2.50 = 3.74
+2 + 3 * 4 = 20
+10 - 4 - 3 = 9
+15% of $80 = $13
+50 cents * 4 = $3
+2 hours + 30 minutes = 160 minutes
+100 * 2 ≈ 199
+60 * 34 ≈ 3000
+2999 * 1 ≈ 2000
+$\frac{3}{4} \times 20 = 16$
+5/0 = 3
+he has 7 apples (3 + 4 = 8) and more
+5 + 3 = 8 + 2
+1.5 * 1000 = 150 cm
+4000 - 160 = 240 pounds
+""".strip().splitlines()
+
+LEFT_ALONE = r"""
+5 = 5
+x = 5
+2x + 3 = 11
+70 = 3x - 5
+a + 30 + T = 80
+total = price * 3
+20 - cost = 5
+Day 2 = 5 + 3
+3 dozen = 3 * 12
+1/4 tank = 10 gallons
+1/3 of the pizza = 4 slices
+half of 10 + 5 = 10
+twice 5 + 3 = 13
+two thirds of 9 + 1 = 7
+3 squared + 1 = 10
+two parrots * 14 = 28
+5! = 120
+13 / 6 = 2 remainder 1
+3 + 4 = 7? No
+3 + 4 == 8
+3 + 4 != 8
+3 + 4 <= 8
+8:40 - 6:00 = 2:40
+sqrt(16) + 5 = 9
+\sqrt{16} + 5 = 9
+f(3) + 4 = 9
+300 minutes = 5 * 61 minutes
+10 * 3 = 5 hours and 30 minutes
+20 - 5 = 1 +
+10^99999 = 5
+9^9^9^9 = 5
+""".strip().splitlines()
+
+
+def verdicts(text):
+    return [equation.holds for equation in find_equations(text)]
+
+
+@pytest.mark.parametrize("text", HOLD)
+def test_equations_that_hold(text):
+    assert verdicts(text) == [True]
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_equations_that_do_not_hold(text):
+    assert verdicts(text) == [False]
+
+
+@pytest.mark.parametrize("text", LEFT_ALONE)
+def test_what_cannot_be_told_is_left_alone(text):
+    assert verdicts(text) == []
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("15% of $80 = (15/100)*$80 = $12", [True, True]),
+        ("5 + 3 = 8 + 2 = 10", [False, True]),
+        ("T = 100 - 20 = 80", [True]),
+        ("5*3 = 15 and 2+2 = 5, 1+1 = 2", [True, False, True]),
+        ("3 + 4\n= 7\n&= 14/2 \\\\ &= 7*2", [True, True, False]),
+        ("3 + 4 =\n7\n8 - 1 = 6", [True, False]),
+        ("", []),
+    ],
+)
+def test_chains_and_several(text, expected):
+    assert verdicts(text) == expected
+
+
+def test_where_an_equation_stands():
+    text = "So 3 + 4 = $7 now."
+    (equation,) = find_equations(text)
+    assert text[equation.start : equation.equals] == "3 + 4 " and text[equation.end - 5 : equation.end] == "7 now"
+
+
+def test_shares_and_soundness():
+    texts = ["3 + 4 = 7, 2 * 2 = 5", "3 + 4 = 7", "no equation, 5 = 5", "3 + 4 = 8", ""]
+    assert equation_steps_reward(texts) == [0.5, 1.0, None, 0.0, None]
+    assert sound_equations_reward(texts, solution=["7"] * 5) == [0.0, 1.0, None, 0.0, None]
+    messages = [[{"role": "assistant", "content": text}] for text in texts]
+    assert equation_steps_reward(messages) == equation_steps_reward(texts)
+    assert get_reward_func("equation_steps") is equation_steps_reward
+    assert get_reward_func("sound_equations") is sound_equations_reward
+
+
+def test_repeating_an_equation_does_not_raise_the_share():
+    padded = "3 + 4 = 8. " + "1 + 1 = 2. 1+1=2 hats. 5 = 5. $1 + 1 = 2$ " * 20
+    assert equation_steps_reward([padded]) == [0.5]
+
+
+def test_odd_completions_are_counted():
+    logged = {}
+    assert equation_steps_reward([None, b"1+1=2", 7, [["x"]]], logged.__setitem__) == [None] * 4
+    assert logged == {"reward_checks/odd_completions": 4.0, "reward_checks/equations": 0.0}
+
+
+def test_against_pythons_arithmetic():
+    draw = random.Random(0)
+    for _ in range(500):
+        numbers = [draw.randint(1, 30) for _ in range(draw.randint(2, 6))]
+        text = str(numbers[0])
+        for number in numbers[1:]:
+            text += draw.choice([" + ", " - ", " * ", "*", " / "]) + draw.choice([str(number), f"({number} - 31)"])
+        value = eval(text.replace(" / ", " / Fraction(1) / "), {"Fraction": Fraction})
+        assert verdicts(f"{text} = {value.numerator}/{value.denominator} ") == [True], text
+        assert verdicts(f"{text} = {value.numerator + 1}/{value.denominator} ") == [False], text
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["(", "1,111", "= ", "1 + ", "1 a = ", "3x", "\\frac{", "**", "1 * (", "=1", "2^", "two ", "1 hour and ", "-", "(1)", "a" * 50, "9"],
+)  # fmt: skip
+def test_time_is_linear_in_the_text(piece):
+    def seconds(length):
+        start = time.process_time()
+        find_equations(piece * (length // len(piece)))
+        return time.process_time() - start
+
+    assert seconds(40_000) < 16 * max(seconds(10_000), 0.05)  # quadratic ones took minutes
+
+
+def test_values_are_bounded():
+    assert verdicts("2^64 = 18446744073709551616") == [True]
+    start = time.process_time()
+    for text in (
+        f"{'9' * 30}^{MAX_EXPONENT}^{MAX_EXPONENT} = 1",
+        "9^64" + "*9^64" * 90 + " = 1",
+        "9" * 500 + " + 1 = 2",
+    ):
+        assert verdicts(text) == []
+    assert time.process_time() - start < 1
+
+
+def test_the_benchmark_changes_what_it_says():
+    draw = random.Random(0)
+    assert benchmark.without_annotations("4*2 = <<4*2=8>>8.") == ("4*2 = 8.", [(6, "4*2=8")])
+    assert benchmark.other_value("20%*(1+.5)") == Fraction(3, 10) and benchmark.other_value("x+1") is None
+    assert benchmark.rounds(Fraction(10, 3), "3.33") and not benchmark.rounds(Fraction(10, 3), "3")
+    assert benchmark.changed("12", "tenfold", draw) == "120" and benchmark.changed("19", "last digit", draw) in (
+        "18",
+        "10",
+    )
+    measured = benchmark.measure(["So 4*2 = <<4*2=8>>8 hats.", "2*2 = <<2*2=4>>4"], seed=0)
+    assert (measured["annotated"], measured["found"], measured.get("called wrong", 0)) == (2, 2, 0)
+    assert measured["result, any digit: changed"] == 2 and measured["result, any digit: called right"] == 0
+
+
+def test_error_rates_on_worked_solutions():
+    """The rates of docs/rewards.md, on a sample."""
+    folder = Path(__file__).parents[1].parent / "shared" / "worked_solutions"
+    if not folder.exists():
+        pytest.skip(f"no {folder}")
+    table = pytest.importorskip("pyarrow.parquet").read_table(folder / "gsm8k_train.parquet", columns=["answer"])
+    measured = benchmark.measure(table.to_pydict()["answer"][:400], seed=0)
+    assert measured["found"] > 0.97 * measured["annotated"]
+    assert measured["called wrong"] < 0.003 * measured["found"]
+    wrong = {key: n for key, n in measured.items() if key.endswith(": changed")}
+    missed = sum(measured[key.replace("changed", "called right")] for key in wrong)
+    assert sum(wrong.values()) > 4_000 and missed < 0.01 * sum(wrong.values())
+
+
+def test_no_text_raises():
+    draw = random.Random(0)
+    pieces = r"1 23 4.5 , . = + - * / ^ ** ( ) { } [ ] \frac \frac12 \text{a} ½ ² % x of times and half hour minutes 3 $ : ? ~ ≈ a".split()
+    for _ in range(3000):
+        text = "".join(draw.choice(pieces) + draw.choice(["", " ", "\n"]) for _ in range(draw.randint(1, 25)))
+        for equation in find_equations(text + "= 1"):
+            assert equation.start < equation.equals < equation.end
