@@ -242,6 +242,7 @@ def _is_a_name(left: Side) -> bool:
 
 def _is_division(side: Side, other: Side) -> bool:
     """Whether a lone fraction is to be worked out: `20/4 = 5`, `1/4 hour = 0.25`, but not `1/4 tank = 10 gallons`."""
+    assert side.number is not None and other.number is not None  # both are lone numbers
     if side.number.text != "fraction":
         return False
     if side.number.value >= 1:
@@ -259,7 +260,7 @@ def _equal(left: Side, right: Side, reading: Callable[[str], bool], is_about: bo
         difference -= max(1, abs(values[0])) / 10**MAX_DECIMALS
     if difference <= 0:
         return True
-    for number, value, side, other in ((*values, left, right), (*values[::-1], right, left)):
+    for side, other, number, value in ((left, right, values[0], values[1]), (right, left, values[1], values[0])):
         nearest, cut = _rounding(side, other, reading, is_about)
         if difference <= nearest or difference < cut and abs(number) < abs(value):
             return True
@@ -292,7 +293,8 @@ def _bare(tokens: Sequence[Token], reading: Callable[[str], bool]) -> Iterator[t
         token, after = tokens[match.start()], tokens[match.end() : match.end() + 1]
         if token.code not in WORD_CODES:
             counts = after and after[0].code == "T" and reading(after[0].text)
-            yield token, scale_of(after[0].text) if counts else Fraction(1)
+            scale = scale_of(after[0].text) if counts else None
+            yield token, Fraction(1) if scale is None else scale
 
 
 def evaluate(tokens: Sequence[Token], reading: Callable[[str], bool] = READINGS[0]) -> Fraction:

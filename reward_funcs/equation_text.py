@@ -98,7 +98,7 @@ class Token(NamedTuple):
         code (`str`): What it is, see the module's docstring.
         text (`str`): Its letters in lower case; of an operation one of `+ - * / ^`.
         start, end (`int`): Where it stands in the text.
-        value (`Fraction`, *optional*): Of a number.
+        value (`Fraction`): Of a number; 0 of anything else.
         decimals (`int`, *optional*): Digits after its point, `None` if it is a fraction or no number.
     """
 
@@ -106,7 +106,7 @@ class Token(NamedTuple):
     text: str
     start: int
     end: int
-    value: Fraction | None = None
+    value: Fraction = Fraction(0)
     decimals: int | None = None
 
 
@@ -121,8 +121,9 @@ def tokens_of(text: str) -> list[Token]:
         match = TOKEN.match(text, position)
         if match is None:
             break
-        read = getattr(scanner, match.lastgroup, None)
-        position = read(match) if read else scanner.add(CODES[match.lastgroup], match.group().lower(), match)
+        kind = match.lastgroup or "other"
+        read = getattr(scanner, kind, None)
+        position = read(match) if read else scanner.add(CODES[kind], match.group().lower(), match)
     return scanner.tokens
 
 
