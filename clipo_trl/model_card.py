@@ -199,6 +199,10 @@ def training_facts(trainer: "CLIPOMixin", base: BaseModel, dataset_name: str | N
         data = f"{data}, {prompts}" if data else prompts
     loss = f"`{args.contrastive_loss_type}`, {args.contrastive_similarity} similarity, tau = {args.contrastive_temperature:g}"
     reward = f"type `{args.contrastive_reward_type}`, lambda = {args.contrastive_reward_weight:g}"
+    if args.contrastive_reward_schedule != "constant":
+        reward += f" ({args.contrastive_reward_schedule} schedule)"
+    if args.contrastive_baseline is not None:
+        reward += f", baseline `{args.contrastive_baseline}`"
     if args.contrastive_calibration:
         reward += ", calibrated by the step checker"
     sizes = f"{head.head_type}, {head.hidden_size} -> {head.embedding_dim}"
