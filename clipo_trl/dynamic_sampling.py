@@ -240,7 +240,7 @@ class DynamicSamplingMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatching
         if rule is None:
             # A configuration that has CLIPO's fields names them there: with CLIPO and without, the same decide.
             step_reward = getattr(self.args, "contrastive_step_reward", None)
-            named = wanted or getattr(self.args, "contrastive_success_rewards", None)
+            named = getattr(self.args, "contrastive_success_rewards", None) if wanted is None else wanted
             argument = "contrastive_success_rewards" if wanted is None else "dynamic_sampling_rewards"
             rule = find_success_rule(weights, named, step_reward, argument=argument)
         if rule.choice == "all" and of_clipo is None:

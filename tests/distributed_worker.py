@@ -12,6 +12,7 @@ import random
 import signal
 import sys
 import time
+import warnings
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -405,15 +406,17 @@ def make_trainer(
         from peft import LoraConfig
 
         more["peft_config"] = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    return type(trainer_class.__name__, (trainer_class,), {"mode": mode, "when": when or "start"})(
-        model,
-        reward,
-        tiny_config(output_dir, config_class, **{**defaults, **settings}),
-        train_dataset=dataset,
-        processing_class=processor,
-        rollout_func=rollout_func,
-        **more,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)
+        return type(trainer_class.__name__, (trainer_class,), {"mode": mode, "when": when or "start"})(
+            model,
+            reward,
+            tiny_config(output_dir, config_class, **{**defaults, **settings}),
+            train_dataset=dataset,
+            processing_class=processor,
+            rollout_func=rollout_func,
+            **more,
+        )
 
 
 def report(trainer) -> dict:

@@ -201,7 +201,11 @@ def test_rewards_by_name_and_by_path():
     assert get_reward_func("multiple_choice") is multiple_choice_reward and get_reward_func("format") is format_reward
     assert get_reward_func("reward_funcs.format.format_reward") is format_reward
     for name, error, message in [
-        ("accuracy", ValueError, "Known: verifiable, math_accuracy, multiple_choice, format, soft_overlong"),
+        (
+            "accuracy",
+            ValueError,
+            "Known: verifiable, math_accuracy, multiple_choice, format, .*verl_compatible.*, soft_overlong",
+        ),
         ("soft_overlong", ValueError, "max_completion_length"),
         ("reward_funcs.nothing", ImportError, "has no 'nothing'"),
         ("no_such_package.reward", ImportError, "no_such_package"),

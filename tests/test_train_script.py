@@ -369,14 +369,17 @@ def test_one_process_checks_for_all(tmp_path):
         "import os, pathlib\n"
         "from accelerate import PartialState\n"
         "from clipo_trl.cli.train import on_one_process\n"
+        "from reward_funcs.errors import UsageError\n"
         "PartialState(cpu=True)\n"
         "here = pathlib.Path(__file__).parent\n"
         "def check(error=None):\n"
         "    (here / ('checked' + os.environ['RANK'])).touch()\n"
-        "    if error: raise ValueError(error)\n"
+        "    if error: raise error\n"
         "on_one_process(check)\n"
-        "try: on_one_process(lambda: check('a gold is empty'))\n"
-        "except ValueError as error: (here / ('raised' + os.environ['RANK'])).write_text(str(error))\n"
+        "for kind in UsageError, LookupError:\n"
+        "    try: on_one_process(lambda: check(kind('a gold is empty')))\n"
+        "    except Exception as error: (here / (type(error).__name__ + os.environ['RANK'])).write_text(str(error))\n"
+        "PartialState().destroy_process_group()\n"
     )
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -388,8 +391,10 @@ def test_one_process_checks_for_all(tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checked0", "checks.py", "raised0", "raised1"]
-    assert (tmp_path / "raised1").read_text() == "a gold is empty"
+    raised = ["RuntimeError0", "RuntimeError1", "UsageError0", "UsageError1"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*raised, "checked0", "checks.py"]
+    assert (tmp_path / "UsageError1").read_text() == "a gold is empty"
+    assert (tmp_path / "RuntimeError1").read_text() == "LookupError: a gold is empty"  # others may not travel
 
 
 def test_script_arguments_clash_with_no_other_field():
