@@ -82,6 +82,7 @@ def test_with_weight_zero_dapo_with_dynamic_sampling_is_the_plain_one(tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_dynamic_sampling_is_there_with_clipo_and_without(tmp_path, name):
     """The same file, but for the head: all groups are dead, and both make three attempts at each batch."""
     for contrastive in (True, False):
@@ -118,6 +119,7 @@ def test_the_same_rewards_decide_with_clipo_and_without(tmp_path, name):
     assert found == [([0], [0])] * 2
 
 
+@pytest.mark.slow
 def test_no_two_algorithms_are_the_same(tmp_path):
     # A high learning rate, so that ratios leave every clip.
     found = {

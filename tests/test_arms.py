@@ -13,6 +13,9 @@ from experiments.faithfulness import arms
 from experiments.starting_policy import Phase, make_model, make_tokenizer, warm_start
 
 
+pytestmark = pytest.mark.slow  # whole trainings
+
+
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
     """A policy that is right now and then, and lucky now and then."""

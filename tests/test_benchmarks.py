@@ -17,6 +17,9 @@ from clipo_trl.hidden_states import RolloutTokens
 from experiments.starting_policy import Phase, warm_start
 
 
+pytestmark = pytest.mark.slow  # whole benchmarks, small
+
+
 CPU = torch.device("cpu")
 
 

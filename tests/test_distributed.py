@@ -19,6 +19,9 @@ import pytest
 import torch
 
 
+pytestmark = pytest.mark.slow  # several processes, launched for each backend
+
+
 HERE = Path(__file__).parent
 RESUMED = ["whole", "whole@whole/checkpoint-3", "whole@whole/checkpoint-6"]
 CASES = {

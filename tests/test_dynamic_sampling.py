@@ -323,6 +323,7 @@ def test_where_all_groups_are_dead_nothing_is_learned(trainer_class, tmp_path):
 
 
 @pytest.mark.parametrize("generates", GENERATES)
+@pytest.mark.slow
 def test_every_way_of_generating(generates, make):
     trainer = make(generates, "fp32", RecordingTrainer, dynamic_sampling=True, max_steps=3, **TWO_STEPS)
     trainer.args.dynamic_sampling_max_attempts = 4
@@ -473,6 +474,7 @@ def test_evaluation_is_untouched(tmp_path):
 @pytest.mark.parametrize(
     "split", ["two steps a generation batch", pytest.param("two iterations", marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_any_step_will_do(split, tmp_path):
     settings = {"reward": by_prompt, "dataset": SOME_DEAD, "max_steps": 7, "dynamic_sampling_max_attempts": 3}
     settings |= {**EVERY_STEP, **SPLITS[split]}
@@ -490,6 +492,7 @@ def apart_from_time(trainer):
     return [{name: value for name, value in row.items() if "time" not in name} for row in rows(trainer)]
 
 
+@pytest.mark.slow
 def test_clipo_resumes_at_any_step(tmp_path):
     settings = {"max_steps": 6, "trainer_class": CLIPOTrainer, **EVERY_STEP, **SPLITS["warm-up"]}
     settings |= {"reward": by_prompt, "dataset": SOME_DEAD}
@@ -551,6 +554,7 @@ def two(request, tmp_path_factory):
     return reports, {case: distributed_worker.run("alone", alone, case) for case in cases if "@" not in case}
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(two):
     reports, alone = two
     for case, one in alone.items():

@@ -197,6 +197,7 @@ def test_a_run_cut_anywhere_ends_as_if_it_had_not_been(run, tmp_path, rows_path)
         assert path.read_bytes().count(b"\n") == 12  # nothing twice
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on(run, model_path, rows_path, tmp_path):
     expected = run("--output_dir", str(tmp_path / "whole"))
     out = tmp_path / "out"

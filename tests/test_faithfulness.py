@@ -19,6 +19,9 @@ from experiments.faithfulness.study import Settings, Study
 from experiments.starting_policy import Phase
 
 
+pytestmark = pytest.mark.slow  # whole experiments, small
+
+
 NAN = float("nan")
 ROOT = Path(__file__).parents[1]
 

@@ -103,6 +103,7 @@ def full_disk(*args, **kwargs):
 
 
 @pytest.mark.parametrize("what", ["head", "state", "rollouts", "rng_state", "trainer_state"])
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_checkpoint_before(what, tmp_path, monkeypatch):
     settings = {**SETTINGS, "save_total_limit": 1, "steps_per_generation": 2, "per_device_train_batch_size": 4}
     whole = trained(tmp_path / "whole", **settings)

@@ -21,6 +21,9 @@ pytest.importorskip("trl", minversion="1.16.0", reason="older versions sample im
 from tiny_vision import FAMILIES, mark_id, picture, picture_dataset, tiny_vision_model  # noqa: E402
 
 
+pytestmark = pytest.mark.slow  # whole trainings of vision-language models
+
+
 SLOW = pytest.mark.slow
 ONE_FAMILY_FAST = [pytest.param(family, marks=() if family == "LLaVA" else SLOW) for family in FAMILIES]
 

@@ -72,6 +72,7 @@ def test_an_adapter_trained_before_and_the_copy_that_is_the_reference(tmp_path, 
 
 @pytest.mark.parametrize("beta", [0.0, 0.1])
 @pytest.mark.parametrize("mode", CAPTURE_MODES)
+@pytest.mark.slow
 def test_weight_zero_is_grpo_with_an_adapter_and_its_dropout(tmp_path, mode, beta):
     adapter = LoraConfig(**LORA, lora_dropout=0.3)
     settings = {"max_steps": 3, "beta": beta, **settings_of(mode)}

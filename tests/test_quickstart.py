@@ -17,6 +17,9 @@ from experiments import starting_policy
 from experiments.starting_policy import Phase
 
 
+pytestmark = pytest.mark.slow  # the quickstart, whole
+
+
 @pytest.fixture
 def sandbox(tmp_path, monkeypatch):
     """A copy of the scripts' surroundings in `tmp_path`, and every global switch of the quickstart put back

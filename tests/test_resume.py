@@ -46,6 +46,7 @@ def assert_same_run(resumed, whole):
 
 
 @pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.slow
 def test_any_step_will_do(split, tmp_path):
     settings = {"max_steps": 7, "trainer_kwargs": SHORT_EPOCHS, **EVERY_STEP, **SPLITS[split]}
     whole = trained(tmp_path, **settings)
@@ -165,6 +166,7 @@ def killed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", KILLED)
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(case, killed, caplog):
     folder, whole = killed
     assert last_whole_checkpoint(folder / case) == str(folder / case / "checkpoint-3")

@@ -204,7 +204,7 @@ def test_rewards_by_name_and_by_path():
         (
             "accuracy",
             ValueError,
-            "Known: verifiable, math_accuracy, multiple_choice, format, .*verl_compatible.*, soft_overlong",
+            "Known: verifiable, math_accuracy, multiple_choice, format, .*soft_overlong, verl_compatible",
         ),
         ("soft_overlong", ValueError, "max_completion_length"),
         ("reward_funcs.nothing", ImportError, "has no 'nothing'"),

@@ -110,6 +110,7 @@ def pairs_of(answers, per_answer, seed=0):
 
 
 @each_file
+@pytest.mark.slow
 def test_golds_of_other_rows_are_refused_unless_equal_in_value(name):
     accepted = []
     for gold, answer in pairs_of(distinct_answers(name), per_answer=6):

@@ -160,6 +160,7 @@ if sys.argv[1] == "killed":
         assert not is_running(pid)
 
 
+@pytest.mark.slow
 def test_a_hanging_worker_without_a_parent_ends_by_itself():
     worker = subprocess.Popen(
         [sys.executable, "-m", "reward_funcs.worker", "0.1"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -218,6 +219,7 @@ def test_a_late_answer_scores_zero_and_every_row_of_it_is_counted(short_deadline
     assert (metrics["reward_checks/timed_out"], metrics["reward_checks/worker_died"]) == (2.0, 0.0)
 
 
+@pytest.mark.slow
 def test_a_long_run_with_one_hanging_answer_in_a_hundred(short_deadline):
     """300 different answers; `benchmarks/reward_throughput.py` does 10,000."""
     golds = [rf"\sqrt{{{n}}}" for n in range(2, 302)]

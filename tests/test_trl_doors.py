@@ -545,6 +545,7 @@ def test_a_reference_model_beside_the_policy(tmp_path, mode):
 @pytest.mark.parametrize("layer", [-1, 0])
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("mode", CAPTURE_MODES)
+@pytest.mark.slow
 def test_activation_checkpointing(tmp_path, mode, reentrant, layer):
     def weights(checkpointing):
         trainer = record(

@@ -136,6 +136,7 @@ def same_length_prompts():
 
 @pytest.mark.parametrize("prompts", [tiny_dataset, same_length_prompts])
 @pytest.mark.parametrize("correction, masked", [(True, {}), (False, {}), (True, MASKED)])
+@pytest.mark.slow
 def test_weight_zero_is_grpo_bit_for_bit(tmp_path, stand_in, correction, masked, prompts):
     def train(trainer_class, config_class, **settings):
         trainer = trainer_class(

@@ -71,6 +71,7 @@ def test_steps_of_batches_counts_epochs_that_end_early(tmp_path):
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant_with_warmup", "constant"])
+@pytest.mark.slow
 def test_the_schedule_begins_when_the_policy_learns(tmp_path, schedule):
     settings = {"lr_scheduler_type": schedule, "warmup_steps": 2}
     grpo = trained(tmp_path, GRPOTrainer, max_steps=5, **settings)

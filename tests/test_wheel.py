@@ -15,6 +15,9 @@ import pytest
 from clipo_trl import __version__
 
 
+pytestmark = pytest.mark.slow  # builds and installs the package
+
+
 ROOT = Path(__file__).parents[1]
 BUILT_FROM = (
     "clipo_trl",
