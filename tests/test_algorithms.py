@@ -56,6 +56,7 @@ def same(first, second):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_with_weight_zero_it_is_trls_own_bit_for_bit(tmp_path, name):
     algorithm = find_algorithm(name)
     as_trl = {"dynamic_sampling": False} if name == "dapo" else {}  # which TRL has not

@@ -284,6 +284,7 @@ def test_a_sentence_and_no_slow_import(script, argv, message, folder):
     assert "yaml" in imported and not {"torch", "trl", "transformers", "datasets"} & imported
 
 
+@pytest.mark.slow
 def test_a_late_mistake_is_a_sentence_too(folder):
     (folder / "rows.jsonl").write_text(json.dumps(ROW) + "\n" + json.dumps(ROW | {"question": " "}) + "\n")
     done = start("evaluate.py", EVALUATE)

@@ -184,6 +184,7 @@ def test_evaluation_and_prediction_leave_no_trace(make, generates, precision):
 
 
 @EACH_PAIR
+@pytest.mark.slow
 def test_a_run_with_a_warm_up_resumes_bit_for_bit(make, generates, precision):
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "contrastive_warmup_steps": 2}
     whole = make(generates, precision, **settings)

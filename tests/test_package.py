@@ -25,6 +25,7 @@ def test_importing_the_package_imports_nothing_slow():
     assert not {"torch", "trl", "transformers", "datasets", "numpy"} & set(run(code).split())
 
 
+@pytest.mark.slow
 def test_the_method_stands_apart_from_the_tools():
     """Whoever imports the trainer gets no command line, and needs no rewards of ours."""
     folder = Path(clipo_trl.__file__).parent

@@ -47,6 +47,7 @@ def test_states_are_those_with_the_adapter_on(tmp_path, adapter, mode, beta):
 
 @pytest.mark.parametrize("mode", CAPTURE_MODES)
 @pytest.mark.parametrize("adapter", ["LoRA", "DoRA"])
+@pytest.mark.slow
 def test_an_adapter_trained_before_and_the_copy_that_is_the_reference(tmp_path, adapter, mode):
     model = pre_adapted(adapter)
     start = adapter_weights(model)

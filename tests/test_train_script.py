@@ -67,6 +67,7 @@ def logged(trainer: CLIPOTrainer, metric: str) -> list[float]:
 
 
 @pytest.mark.skipif(not GSM8K.is_file(), reason=f"the paper's training file is not at {GSM8K}")
+@pytest.mark.slow
 def test_track1_on_gsm8k(model_path, tmp_path, capsys):
     out = tmp_path / "track1"
     argv = f"--config {ROOT}/configs/track1_gsm8k.yaml --model_name_or_path {model_path} --dataset_name {GSM8K} {TINY}"
@@ -109,6 +110,7 @@ def test_track1_on_gsm8k(model_path, tmp_path, capsys):
         "--max_steps 12 --num_iterations 2",
     ],
 )
+@pytest.mark.slow
 def test_plan_is_what_happens(run, sizes, capsys):
     trainer = run(sizes)
     plan = run_plan.plan_run(trainer.args, 10)

@@ -441,6 +441,7 @@ def test_images_of_an_iterable_dataset_are_refused_without_a_processor(tmp_path)
 
 
 @pytest.mark.parametrize("mode", CAPTURE_MODES)
+@pytest.mark.slow
 def test_evaluation_between_steps_changes_nothing(tmp_path, mode):
     """Several sets, another group size: the column is empty there, and training goes on as if none had been."""
     settings = {
