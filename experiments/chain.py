@@ -18,7 +18,7 @@ import math
 import random
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -240,6 +240,28 @@ def split_of(problem: str) -> str:
     return "test" if zlib.crc32(problem.encode()) % TEST_SHARE == 0 else "train"
 
 
+def draw_different(
+    size: int, split: str, draw: Callable[[], Any], split_of: Callable[[Any], str], text: Callable[[Any], str] = str
+) -> list:
+    """
+    Call `draw` until there are `size` problems of one split whose texts differ, in the order of drawing; fewer where
+    so many are hardly to be found.
+
+    Raises:
+        ValueError: Unknown split.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"`split` is {split!r}, but must be 'train' or 'test'.")
+    problems: dict[str, Any] = {}
+    for _ in range(100 * size + 1000):
+        if len(problems) == size:
+            break
+        problem = draw()
+        if split_of(problem) == split:
+            problems.setdefault(text(problem), problem)
+    return list(problems.values())
+
+
 def build_dataset(
     size: int, seed: int, *, split: str = "train", num_operations: int = 3, operands: Sequence[int] = OPERANDS
 ) -> Dataset:
@@ -260,17 +282,9 @@ def build_dataset(
     Raises:
         ValueError: Unknown split, or fewer than `size` different problems.
     """
-    if split not in ("train", "test"):
-        raise ValueError(f"`split` is {split!r}, but must be 'train' or 'test'.")
     rng = random.Random(seed)
-    problems: dict[str, None] = {}  # keeps the order of drawing
-    for _ in range(100 * size + 1000):
-        if len(problems) == size:
-            break
-        problem = make_problem(rng, num_operations, operands)
-        if split_of(problem) == split:
-            problems[problem] = None
-    else:
+    problems = draw_different(size, split, lambda: make_problem(rng, num_operations, operands), split_of)
+    if len(problems) < size:
         raise ValueError(
             f"`size` is {size}, but only {len(problems)} different problems with {num_operations} operations on "
             f"{tuple(operands)} were found in the split '{split}'. Lower `size`."

@@ -31,7 +31,7 @@ from datasets import Dataset
 from reward_funcs import find_equations
 from reward_funcs.completions import completion_text
 
-from .chain import SPOT_SHARE, TEST_SHARE, Check
+from .chain import SPOT_SHARE, TEST_SHARE, Check, draw_different
 
 
 LARGEST = 999  # no value of a story is larger
@@ -378,19 +378,13 @@ def build_dataset(size: int, seed: int, *, split: str = "train", **kwargs) -> Da
     Raises:
         ValueError: Unknown split, or fewer than `size` different problems.
     """
-    if split not in ("train", "test"):
-        raise ValueError(f"`split` is {split!r}, but must be 'train' or 'test'.")
     rng = random.Random(seed)
-    problems: dict[str, Problem] = {}  # keeps the order of drawing
-    for _ in range(100 * size + 1000):
-        if len(problems) == size:
-            break
-        problem = make_problem(rng, **kwargs)
-        if split_of(problem) == split:
-            problems.setdefault(problem.text, problem)
-    else:
+    problems = draw_different(
+        size, split, lambda: make_problem(rng, **kwargs), split_of, text=lambda problem: problem.text
+    )
+    if len(problems) < size:
         raise ValueError(f"`size` is {size}, but only {len(problems)} different problems were found. Lower `size`.")
-    return _dataset([(problem.text, problem.answer, problem.to_json()) for problem in problems.values()])
+    return _dataset([(problem.text, problem.answer, problem.to_json()) for problem in problems])
 
 
 def foreign_dataset(size: int, seed: int) -> Dataset:

@@ -7,7 +7,7 @@ from typing import Any
 from .answers import equal
 from .completions import completion_texts, last_boxed
 from .gold import final_answer
-from .pool import DIED, TIMED_OUT, shared_pool
+from .pool import DIED, TIMED_OUT, ask_pool
 
 
 def math_accuracy_reward(
@@ -53,14 +53,8 @@ def grade_answers(golds: Sequence[str | None], answers: Sequence[str | None]) ->
     verdicts: dict[tuple, bool | None] = {
         (gold, answer): equal(gold, answer) for gold, answer in dict.fromkeys(pairs) if gold and answer
     }
-    undecided = [pair for pair, verdict in verdicts.items() if verdict is None]
-    failures: Counter = Counter()
-    if undecided:
-        outcome = shared_pool().run([("equal", *pair) for pair in undecided])
-        verdicts.update(zip(undecided, outcome.results, strict=True))
-        rows = Counter(pairs)
-        for index, reason in outcome.failures.items():
-            failures[reason] += rows[undecided[index]]
+    by_pool, failures = ask_pool("equal", [pair for pair in pairs if verdicts.get(pair, False) is None])
+    verdicts |= by_pool
     scores = [None if gold is None else float(bool(verdicts.get((gold, answer)))) for gold, answer in pairs]
     return scores, failures
 

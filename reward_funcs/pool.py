@@ -13,11 +13,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 
 logger = logging.getLogger(__name__)
@@ -254,6 +255,23 @@ def shared_pool() -> WorkerPool:
         if _shared is None:
             _shared = WorkerPool(**_settings)
         return _shared
+
+
+def ask_pool(task: str, rows: Sequence[tuple]) -> tuple[dict[tuple, Any], Counter]:
+    """
+    What the shared pool says of the arguments of a task, row by row. Equal rows are asked once; no row starts no pool.
+
+    Returns:
+        The verdict on each different row, `None` where it failed; and how many rows failed, by reason.
+    """
+    counts, failures = Counter(rows), Counter[str]()
+    if not counts:
+        return {}, failures
+    outcome = shared_pool().run([(task, *row) for row in counts])
+    different = list(counts)
+    for index, reason in outcome.failures.items():
+        failures[reason] += counts[different[index]]
+    return dict(zip(different, outcome.results, strict=True)), failures
 
 
 def configure_pool(num_workers: int | None = None, deadline: float = 5.0) -> None:

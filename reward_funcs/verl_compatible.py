@@ -7,13 +7,12 @@ and held against the original case by case. Which of them the paper used is not 
 by the first alone.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from .completions import completion_texts
 from .math_accuracy import log_checks
-from .pool import shared_pool
+from .pool import ask_pool
 
 
 # Replaced in this order, before and after what looks like a unit is cut off.
@@ -51,13 +50,7 @@ def verl_compatible_reward(
     """
     texts = completion_texts(completions, log_metric)
     rows = [None if gold is None else (str(gold), text) for gold, text in zip(solution, texts, strict=True)]
-    distinct = list(dict.fromkeys(row for row in rows if row))
-    outcome = shared_pool().run([("verl", *row) for row in distinct]) if distinct else None
-    verdicts = dict(zip(distinct, outcome.results if outcome else [], strict=True))
-    counts = Counter(row for row in rows if row)
-    failures: Counter = Counter()
-    for index, reason in outcome.failures.items() if outcome else ():
-        failures[reason] += counts[distinct[index]]
+    verdicts, failures = ask_pool("verl", [row for row in rows if row])
     log_checks("verl_completion", [text[-200:] for text in texts], failures, log_extra, log_metric)
     return [None if row is None else float(bool(verdicts[row])) for row in rows]
 
