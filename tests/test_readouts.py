@@ -96,6 +96,7 @@ def test_rollouts_are_read_from_lines_and_kept(tmp_path):
     (tmp_path / "rollouts.jsonl").write_text("\n".join(map(json.dumps, lines)))
     rollouts = Rollouts.read_word_problems(tmp_path / "rollouts.jsonl")
     assert rollouts.prompts == [row["prompt"]] and rollouts.sound_PG.tolist() == [[True, True]]
+    assert rollouts.part([0]).completions_PG == [[completion] * 2] and rollouts.part([]).right_PG.size == 0
     rollouts.save(tmp_path)
     assert Rollouts.load(tmp_path).token_ids_PG == [[[1, 2], [1, 2]]]
 
@@ -177,8 +178,8 @@ def test_tokens_of_steps():
 def test_scores_of_all_groups_are_those_of_a_loop(policy):
     rollouts = planted(3)
     scores, states = token_scores.read_all(policy, rollouts)
-    cuts = token_scores.cut_and_change(policy, rollouts, seed=0)
-    prompts = token_scores.compare_prompts(policy, rollouts, n_others=2, seed=0)
+    cuts = token_scores.cut_and_change(policy, rollouts, range(3), seed=0)
+    prompts = token_scores.compare_prompts(policy, rollouts, range(3), n_others=2, seed=0)
     group = 1
     right = np.flatnonzero(rollouts.right_PG[group])
     for rollout in right[:2]:
@@ -372,7 +373,16 @@ def test_another_signal_adds_in_either_sign(some_world):
 def test_noise_and_gaps_add_nothing(some_world):
     noise_PG = some_world.rng.normal(size=some_world.likelihood_PG.shape)
     assert some_world.row(noise_PG)["gain_high"] < 0.02
-    assert some_world.row(np.full_like(noise_PG, np.nan))["gain"] == pytest.approx(0.0, abs=1e-9)
+    assert all(map(math.isnan, some_world.row(np.full_like(noise_PG, np.nan)).values()))
+
+
+def test_groups_without_the_score_are_left_out(some_world):
+    some_PG = some_world.other_PG.copy()
+    some_PG[75:] = np.nan
+    few = world(75)
+    sums = sound_against_lucky(*map(torch.tensor, (some_PG[:75], some_world.sound_PG[:75], ~some_world.sound_PG[:75])))
+    assert some_world.row(some_PG)["auroc"] == pytest.approx((sums[0] / sums[2]).item(), abs=1e-6)
+    assert some_world.row(some_PG)["gain_low"] > 0.03 and few.row(few.other_PG)["gain_low"] > 0.03
 
 
 def test_no_pairs_no_figures():
@@ -405,3 +415,9 @@ def test_figures_away_from_chance_are_bold():
     assert report.interval(row, "auroc") == "**0.20** [0.10, 0.30]"
     assert report.interval(row, "gain", signed=True) == "+0.01 [−0.01, +0.03]"
     assert report.interval(row, "matched") == "–"
+
+
+def test_the_page_is_that_of_the_results():
+    assert (report.DOCS / report.PAGE).read_text() == report.make_page(report.HERE), (
+        "run `python -m experiments.readouts --report_only --publish`, or `report.make_page`"
+    )

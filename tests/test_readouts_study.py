@@ -10,7 +10,7 @@ from experiments.faithfulness import study as faithfulness
 from experiments.faithfulness.jobs import write_json
 from experiments.readouts import __main__ as command
 from experiments.readouts import pictures, report, study
-from experiments.readouts.study import STAGES, TOGETHER, Settings
+from experiments.readouts.study import MODELS, STAGES, Settings
 
 
 class OneProcess:
@@ -62,16 +62,20 @@ def test_a_policy_from_end_to_end_and_on_from_where_it_stopped(run, tmp_path, mo
         assert run() == 130
     assert OneProcess.done == ["starting policy habit", *(f"habit: {stage}" for stage in STAGES[:4])]
     assert run() == 0
-    assert OneProcess.done[5:] == ["habit: embeddings", "habit: table"]  # the others were not done again
+    assert OneProcess.done[5:] == [
+        "habit: embeddings",
+        "habit: table",
+        "habit: models",
+    ]  # the others were not done again
     results = report.read_table(tmp_path / "report" / report.TABLE)["habit"]
-    assert set(report.TITLES) <= results.keys() and set(TOGETHER) <= results.keys()
-    assert set(report.MODELS) <= results.keys()
+    assert set(report.TITLES) <= results.keys() and set(MODELS["model/together"]) <= results.keys()
+    assert report.MODELS.keys() == MODELS.keys() <= results.keys()
     assert all(0 <= results[name]["auroc_low"] <= results[name]["auroc_high"] <= 1 for name in report.TITLES)
     page = (tmp_path / "report" / report.PAGE).read_text()
     assert "head: alignment" in page and "<!--" not in page
     for picture in (pictures.MECHANISM, pictures.FOREST):
         assert (tmp_path / "report" / "images" / picture).stat().st_size > 10_000
-    assert run("--report_only") == 0 and len(OneProcess.done) == 7
+    assert run("--report_only") == 0 and len(OneProcess.done) == 8
     assert run("--head_steps", "2") == 1  # other settings than those of what is there
 
 

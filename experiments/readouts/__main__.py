@@ -48,7 +48,7 @@ def experiment(settings: Settings) -> int:
             for stage in STAGES:
                 if pool.run([of_policy[stage] for of_policy in jobs.values()], stage.capitalize()):
                     return 1
-    finished = {name: of_policy for name, of_policy in jobs.items() if of_policy["table"].result() is not None}
+    finished = {name: of_policy for name, of_policy in jobs.items() if of_policy[STAGES[-1]].result() is not None}
     if not finished:
         console.print("No policy is finished: there is nothing to report.")
         return 1

@@ -2,8 +2,8 @@
 Forward passes of a frozen policy over text that it wrote, or that was made of it: log-probabilities, hidden states.
 
 Texts of one group share their prompt, which is passed once and kept (its keys and values, but for its last token's).
-The logits are computed in float32 whatever the model's dtype: in bfloat16 they would be rounded to an eighth where
-they are above 16, and likelihoods with them.
+The logit of the token that was drawn is computed in float32 whatever the model's dtype: in bfloat16 it would be
+rounded to an eighth where it is above 16, and the likelihood with it.
 """
 
 import copy
@@ -65,7 +65,7 @@ class FrozenPolicy:
     ):
         self.model, self.tokenizer, self.layers, self.batch_size = model, tokenizer, tuple(layers), batch_size
         self.decoder = model.get_decoder()
-        self.head_weight_VH = model.get_output_embeddings().weight.detach().float()
+        self.head_weight_VH = model.get_output_embeddings().weight.detach()
 
     @torch.no_grad()
     def prompt(self, messages: list[dict[str, str]]) -> Prompt:
@@ -91,8 +91,8 @@ class FrozenPolicy:
             for states_TH, ids in zip(self._states_before(states[-1], batch), batch, strict=True):
                 place = next(places)
                 wanted = slice(-last[place] if last else None, None)
-                ids_T1 = torch.tensor(ids[wanted]).unsqueeze(1)
-                found[place] = self._log_softmax(states_TH[wanted]).gather(1, ids_T1).squeeze(1)
+                ids_T = torch.tensor(ids[wanted])
+                found[place] = self._log_softmax(states_TH[wanted], ids_T).gather(1, ids_T.unsqueeze(1)).squeeze(1)
         return found
 
     def figures_and_states(
@@ -134,8 +134,11 @@ class FrozenPolicy:
         """Of each text the states that its tokens were drawn from."""
         return [states_LH[: len(text)] for states_LH, text in zip(states_BLH, ids, strict=True)]
 
-    def _log_softmax(self, states_TH: torch.Tensor) -> torch.Tensor:
-        return (states_TH.float() @ self.head_weight_VH.T).log_softmax(-1)
+    def _log_softmax(self, states_TH: torch.Tensor, ids_T: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities `(T, V)`, float32, most exact for the tokens `ids_T`."""
+        logits_TV = (states_TH @ self.head_weight_VH.T).float()
+        exact_T = (states_TH.float() * self.head_weight_VH[ids_T].float()).sum(1)
+        return logits_TV.scatter_(1, ids_T.unsqueeze(1), exact_T.unsqueeze(1)).log_softmax(-1)
 
     def _figures_of(self, states: Sequence[torch.Tensor], ids: list[list[int]]) -> list[TokenFigures]:
         flat_NH = torch.cat(self._states_before(states[-1], ids))
@@ -144,7 +147,7 @@ class FrozenPolicy:
         for block_NH, block_ids_N in zip(
             flat_NH.split(TOKENS_PER_BLOCK), flat_ids_N.split(TOKENS_PER_BLOCK), strict=True
         ):
-            log_p_NV = self._log_softmax(block_NH)
+            log_p_NV = self._log_softmax(block_NH, block_ids_N)
             drawn_N = log_p_NV.gather(1, block_ids_N.unsqueeze(1)).squeeze(1)
             entropy_N = -(log_p_NV.exp() * log_p_NV).sum(1)
             certainty_N = -log_p_NV.mean(1) - torch.tensor(float(log_p_NV.size(1))).log()

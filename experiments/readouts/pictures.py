@@ -1,4 +1,4 @@
-"""Two pictures: why the loss is blind (alignment against uniformity), and the AUROC of every score."""
+"""Two pictures: why the loss is blind (alignment against uniformity of pairs), and the AUROC of every score."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,13 +15,15 @@ from matplotlib.figure import Figure  # noqa: E402
 from ..faithfulness.pictures import BLACK, COLOURS, GREY, LIGHT, LUCKY, SOUND, STYLE  # noqa: E402
 from .report import GROUPS, TITLES, Results  # noqa: E402
 from .rollouts import Rollouts  # noqa: E402
+from .statistics import make_pairs  # noqa: E402
 from .study import LIKELIHOOD, all_scores  # noqa: E402
 
 
 MECHANISM, FOREST = "readouts_mechanism.png", "readouts_auroc.png"
 SPACE = "head"  # whose alignment and uniformity are drawn
-MAX_POINTS = 500  # of each kind, a panel
-WIDTH = 3  # standard deviations that a panel shows
+MAX_POINTS = 1500  # a panel
+SOME_GAIN = 0.01  # that a filled mark stands for
+SHOWN = 0.9  # share of the points that a panel reaches to, and a little more
 
 
 def draw_all(results: Results, folders: Mapping[str, Path], image_dir: Path) -> None:
@@ -34,8 +36,8 @@ def draw_all(results: Results, folders: Mapping[str, Path], image_dir: Path) -> 
 
 def panels(number: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """Panels in rows of three at most, the surplus ones taken away."""
-    columns = min(3, number)
-    rows = -(-number // columns)
+    rows = -(-number // 3)
+    columns = -(-number // rows)
     figure, axes = plt.subplots(
         rows, columns, figsize=(width * columns, height * rows + 0.5), squeeze=False, layout="constrained"
     )
@@ -50,44 +52,43 @@ def panels(number: int, width: float, height: float) -> tuple[Figure, list[Axes]
 
 
 def mechanism(folders: Mapping[str, Path]) -> Figure:
-    """Alignment against uniformity of right rollouts, less their group's mean: a panel a policy."""
-    figure, axes = panels(len(folders), 3.5, 3.3)
+    """
+    A sound less a lucky rollout of its group, in alignment and in uniformity: a panel a policy, a point a pair. The
+    shares of points on one side of the axes and of the diagonal are the AUROCs of the two and of their difference.
+    """
+    figure, axes = panels(len(folders), 3.4, 3.4)
     for axis, (policy, folder) in zip(axes, folders.items(), strict=True):
-        points = centred_points(Rollouts.load(folder / "rollouts"), all_scores(folder))
-        _mechanism_panel(axis, points)
+        _mechanism_panel(axis, differences(Rollouts.load(folder / "rollouts"), all_scores(folder)))
         axis.set_title(policy.replace("_", " "))
-    figure.supxlabel("alignment: mean cosine to the other right ones, less the group's mean", fontsize=10)
-    figure.supylabel("uniformity: denominator of the loss,\nless the group's mean", fontsize=10)
+    figure.supxlabel("alignment (mean cosine to the other right ones), sound less lucky", fontsize=10)
+    figure.supylabel("uniformity (the loss's denominator), sound less lucky", fontsize=10)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(handles))
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(handles), markerscale=3)
     return figure
 
 
-def centred_points(rollouts: Rollouts, scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Alignment and uniformity `(N, 2)` of sound and of lucky rollouts, less the mean of their group's right ones."""
-    values_PG2 = np.stack([scores[f"{SPACE}/alignment"], -scores[f"{SPACE}/minus_uniformity"]], 2)
-    right_PG1 = rollouts.right_PG[..., None]
-    mean_P12 = (values_PG2 * right_PG1).sum(1, keepdims=True) / np.maximum(right_PG1.sum(1, keepdims=True), 1)
-    counts_P1 = rollouts.compared_P[:, None]
-    return {
-        "sound": (values_PG2 - mean_P12)[rollouts.sound_PG & counts_P1],
-        "lucky": (values_PG2 - mean_P12)[rollouts.lucky_PG & counts_P1],
-    }
+def differences(rollouts: Rollouts, scores: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Alignment and uniformity `(pairs, 2)` of the sound rollout of each pair, less those of the lucky one."""
+    pairs = make_pairs(rollouts.sound_PG, rollouts.lucky_PG, rollouts.compared_P)
+    of_both = (scores[f"{SPACE}/alignment"], -scores[f"{SPACE}/minus_uniformity"])
+    return np.stack([values_N2[:, 0] - values_N2[:, 1] for values_N2 in map(pairs.values, of_both)], 1)
 
 
-def _mechanism_panel(axis: Axes, points: Mapping[str, np.ndarray]) -> None:
-    together = np.concatenate(list(points.values()))
-    reach = WIDTH * max(together.std(0)) if len(together) else 1.0
+def _mechanism_panel(axis: Axes, points_N2: np.ndarray) -> None:
+    reach = 1.3 * np.quantile(np.abs(points_N2).max(1), SHOWN) if len(points_N2) else 1.0
+    shown_N2 = np.random.default_rng(0).permutation(points_N2)[:MAX_POINTS]
+    is_lower_N = shown_N2[:, 0] > shown_N2[:, 1]
+    for chosen_N, colour, label in (
+        (is_lower_N, SOUND, "the loss pays the sound one more"), (~is_lower_N, LUCKY, "the lucky one"),
+    ):  # fmt: skip
+        axis.scatter(*shown_N2[chosen_N].T, s=6, color=colour, alpha=0.45, linewidth=0, zorder=2, label=label)
     axis.plot([-reach, reach], [-reach, reach], color=GREY, linewidth=1, zorder=1, label="same loss (SupCon)")
-    rng = np.random.default_rng(0)
-    for points_N2, colour in zip(points.values(), (SOUND, LUCKY), strict=True):
-        shown = rng.permutation(len(points_N2))[:MAX_POINTS]
-        axis.scatter(*points_N2[shown].T, s=6, color=colour, alpha=0.25, linewidth=0, zorder=2)
-    for (kind, points_N2), colour in zip(points.items(), (SOUND, LUCKY), strict=True):
-        style = {"color": colour, "markeredgecolor": "white", "markersize": 10, "linestyle": "", "zorder": 4}
-        axis.plot(*points_N2.mean(0)[:, None], marker="o", label=f"{kind}, and their mean", **style)
-    axis.annotate("lower loss", (0.97, 0.05), xycoords="axes fraction", ha="right", fontsize=8.5, color=GREY)
-    axis.annotate("higher loss", (0.03, 0.92), xycoords="axes fraction", fontsize=8.5, color=GREY)
+    axis.axvline(0, color=GREY, linewidth=0.8, zorder=1)
+    axis.axhline(0, color=GREY, linewidth=0.8, zorder=1)
+    aligned, even, paid = (np.mean(what) for what in ((points_N2[:, 0] > 0), (points_N2[:, 1] < 0),
+                                                      (points_N2[:, 0] > points_N2[:, 1])))  # fmt: skip
+    told = f"AUROC\nalignment {aligned:.2f}\nminus uniformity {even:.2f}\nminus loss {paid:.2f}"
+    axis.annotate(told, (0.03, 0.97), xycoords="axes fraction", va="top", fontsize=8.5, color=BLACK)
     axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     axis.locator_params(nbins=5)
 
@@ -109,19 +110,20 @@ def forest(results: Results) -> Figure:
             for score in titles:
                 if "auroc" in of_policy.get(score, {}):
                     row = of_policy[score]
-                    adds = row.get("gain_low", 0.0) > 0
+                    adds = row["gain_low"] > 0 and row["gain"] >= SOME_GAIN
                     axis.plot([row["auroc_low"], row["auroc_high"]], [place, place], color=colour, linewidth=2)
-                    axis.plot(row["auroc"], place, "o", color=colour, markerfacecolor=colour if adds else "white",
+                    axis.plot(row["auroc"], place, "o", color=colour, markerfacecolor=colour if adds else "white", clip_on=False,
                               markersize=5.5)  # fmt: skip
                 place += 1
             axis.axhline(place - 0.5, color=LIGHT, linewidth=0.6)
         axis.axvline(0.5, color=GREY, linewidth=1)
         axis.axvline(of_policy[LIKELIHOOD]["auroc"], color=BLACK, linewidth=0.8, linestyle=":")
-        axis.set(xlim=(0, 1), ylim=(len(TITLES) - 0.5, -0.5), title=policy.replace("_", " "))
+        axis.set(xlim=(-0.02, 1.02), ylim=(len(TITLES) - 0.5, -0.5), title=policy.replace("_", " "))
         axis.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
         axis.grid(visible=False)
     axes[0, 0].set_yticks(range(len(TITLES)), list(TITLES.values()), fontsize=8.5)
     figure.supxlabel(
-        "AUROC for sound against lucky, 95 % interval; dotted: likelihood; filled: adds to likelihood", fontsize=9.5
+        f"AUROC for sound against lucky, 95 % interval; dotted: likelihood; filled: adds {SOME_GAIN} or more to it",
+        fontsize=9.5,
     )
     return figure

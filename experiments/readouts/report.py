@@ -69,8 +69,14 @@ GROUPS: dict[str, dict[str, str]] = {
     },
 }
 TITLES = {name: title for group in GROUPS.values() for name, title in group.items()}
-MODELS = {"model/likelihood": "likelihood alone, sign learned", "model/together": "likelihood and 20 other scores"}
-BY_LAYER = ("alignment", "minus_supcon")
+MODELS = {
+    "model/likelihood": "likelihood alone, its sign learned",
+    "model/text": "and sum, lowest token, entropy, self-certainty, length",
+    "model/embeddings": "and ten scores of states and embeddings",
+    "model/other_texts": "and seven scores of other prompts, cuts and changes",
+    "model/together": "and all of these",
+}
+BY_LAYER = ("alignment", "minus_uniformity", "minus_supcon")
 
 
 def write_report(finished: Mapping[str, Mapping[str, Job]], output_dir: Path, publish: bool) -> Path:
@@ -85,7 +91,8 @@ def write_report(finished: Mapping[str, Mapping[str, Job]], output_dir: Path, pu
 
     results_dir, docs_dir = (HERE, DOCS) if publish else (output_dir / "report", output_dir / "report")
     (docs_dir / "images").mkdir(parents=True, exist_ok=True)
-    write_table({name: jobs["table"].result() for name, jobs in finished.items()}, results_dir / TABLE)
+    rows = {name: jobs["table"].result() + jobs["models"].result() for name, jobs in finished.items()}
+    write_table(rows, results_dir / TABLE)
     policies = {name: jobs["rollouts"].result() for name, jobs in finished.items()}
     write_json(results_dir / POLICIES, policies, indent=1)
     draw_all(read_table(results_dir / TABLE), {name: output_dir / name for name in finished}, docs_dir / "images")
@@ -123,7 +130,6 @@ def make_page(results_dir: Path) -> str:
         "policies": policies_table(json.loads((results_dir / POLICIES).read_text())),
         "auroc": scores_table(results, "auroc"),
         "gain": scores_table(results, "gain"),
-        "matched": scores_table(results, "matched"),
         "models": models_table(results),
         "layers": layers_table(results),
     }
@@ -172,16 +178,18 @@ def scores_table(results: Results, figure: str) -> str:
 
 
 def models_table(results: Results) -> str:
-    rows = [
-        [title, *(interval(of_policy.get(score, {}), "combined") for of_policy in results.values())]
-        for score, title in MODELS.items()
-    ]
-    gains = [interval(of_policy.get("model/together", {}), "gain", signed=True) for of_policy in results.values()]
-    return markdown(["model", *(f"`{policy}`" for policy in results)], [*rows, ["difference", *gains]])
+    """AUROC of models of several scores, and below each what that is above likelihood alone, in the same groups."""
+    rows = []
+    for score, title in MODELS.items():
+        of_score = [of_policy.get(score, {}) for of_policy in results.values()]
+        rows.append([title, *(interval(row, "combined") for row in of_score)])
+        if score != next(iter(MODELS)):
+            rows.append(["*less likelihood alone*", *(interval(row, "gain", signed=True) for row in of_score)])
+    return markdown(["model", *(f"`{policy}`" for policy in results)], rows)
 
 
 def layers_table(results: Results) -> str:
-    """Alignment and minus SupCon by layer and pooling: one row a layer that some policy has."""
+    """The highest AUROC over layers of some scores, with the layer, by space and pooling."""
     rows = []
     for score in BY_LAYER:
         for space in ("states", "centred"):

@@ -1,6 +1,7 @@
 """Rollouts of a frozen policy: problems, completions, and what the checker found. Sampled, or read from a file."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,16 @@ class Rollouts:
         """
         n_right = self.right_PG.sum(1)
         return (n_right > 2) & ~self.right_PG.all(1) & self.sound_PG.any(1) & self.lucky_PG.any(1)
+
+    def part(self, groups: Sequence[int]) -> "Rollouts":
+        """Some of the groups alone."""
+
+        def of(rows):
+            return None if rows is None else [rows[group] for group in groups]
+
+        return Rollouts(
+            self.task_name, *map(of, (self.prompts, self.problems, self.completions_PG, self.token_ids_PG))
+        )
 
     def figures(self) -> dict[str, float]:
         """Size and shares, for the page."""

@@ -124,23 +124,28 @@ class BesideLikelihood:
         self.matched_N = distance_N <= np.quantile(distance_N, MATCHED_SHARE) if len(distance_N) else distance_N > 0
         self.alone_N = self.rank_out_of_fold([])
 
-    def rank_out_of_fold(self, scores: Sequence[np.ndarray], strength: float = 1.0) -> np.ndarray:
+    def rank_out_of_fold(
+        self, scores: Sequence[np.ndarray], strength: float = 1.0, known_N: np.ndarray | None = None
+    ) -> np.ndarray:
         """
         How a model with likelihood and `scores` ranks each pair, fitted on other groups; see [`ranked`].
 
         Args:
             scores (`Sequence[np.ndarray]`): Scores `(P, G)` beside likelihood.
             strength (`float`, *optional*, defaults to `1.0`): Inverse of the penalty (scikit-learn's C).
+            known_N (`np.ndarray`, bool, *optional*): Pairs to fit on. Default: all.
         """
+        known_N = np.ones(len(self.fold_N), dtype=bool) if known_N is None else known_N
         values = [self.likelihood_N2, *(self.pairs.values(score_PG) for score_PG in scores)]
         ranked_N = np.full(len(self.fold_N), 0.5)
         for fold in np.unique(self.fold_N):
             held_N = self.fold_N == fold
-            if held_N.all():
+            train_N = ~held_N & known_N
+            if train_N.sum() < 2:
                 continue
-            columns = [_transform(values_N2, ~held_N, spline=place == 0) for place, values_N2 in enumerate(values)]
+            columns = [_transform(values_N2, train_N, spline=place == 0) for place, values_N2 in enumerate(values)]
             difference_NX = np.concatenate([column[:, 0] - column[:, 1] for column in columns], 1)
-            ranked_N[held_N] = ranked(self._fit(difference_NX, ~held_N, strength)[held_N, None] * np.array([[1, 0]]))
+            ranked_N[held_N] = ranked(self._fit(difference_NX, train_N, strength)[held_N, None] * np.array([[1, 0]]))
         return ranked_N
 
     def _fit(self, difference_NX: np.ndarray, train_N: np.ndarray, strength: float) -> np.ndarray:
@@ -173,15 +178,17 @@ def _transform(values_N2: np.ndarray, train_N: np.ndarray, spline: bool) -> np.n
 def table_row(score_PG: np.ndarray, pairs: Pairs, beside: BesideLikelihood, bootstrap: Bootstrap) -> dict[str, float]:
     """
     All figures of one score: `auroc`, `gain` over likelihood, `combined` (AUROC of likelihood and the score together)
-    and `matched`, each with `_low` and `_high`.
+    and `matched`, each with `_low` and `_high`. Groups in which no rollout has the score are left out.
     """
     ranked_N = ranked(pairs.values(score_PG))
-    combined_N = beside.rank_out_of_fold([score_PG])
+    known_N = np.isfinite(score_PG[pairs.groups]).any(1)[pairs.group_N]
+    alone_N = beside.alone_N if known_N.all() else beside.rank_out_of_fold([], known_N=known_N)
+    combined_N = beside.rank_out_of_fold([score_PG], known_N=known_N)
     figures = {
-        "auroc": bootstrap.mean(ranked_N),
-        "gain": bootstrap.mean(combined_N - beside.alone_N),
-        "combined": bootstrap.mean(combined_N),
-        "matched": bootstrap.mean(ranked_N, beside.matched_N),
+        "auroc": bootstrap.mean(ranked_N, known_N),
+        "gain": bootstrap.mean(combined_N - alone_N, known_N),
+        "combined": bootstrap.mean(combined_N, known_N),
+        "matched": bootstrap.mean(ranked_N, beside.matched_N & known_N),
     }
     return {
         f"{name}{end}": value

@@ -15,24 +15,35 @@ from ..faithfulness.jobs import Job
 from .embedding_scores import all_embedding_scores
 from .passes import FrozenPolicy
 from .rollouts import Rollouts, load_policy, sample
-from .statistics import BesideLikelihood, Bootstrap, make_pairs, table_row
+from .statistics import BesideLikelihood, Bootstrap, Pairs, make_pairs, table_row
 from .token_scores import compare_prompts, cut_and_change, read_all
 
 
 LIKELIHOOD = "likelihood/mean"
-MANY = 400  # groups of a language model, about, to show progress
 MAX_LAYERS = 7  # that are read, spread over a deep model
 SCORES = "scores.npz"
 ROLLOUTS = "rollouts.jsonl"  # of a language model, beside its folder `model`
-STAGES = ("rollouts", "read", "prompts", "cuts", "embeddings", "table")
-# Scores that a model of all of them together has beside likelihood.
-TOGETHER = (
+STAGES = ("rollouts", "read", "prompts", "cuts", "embeddings", "table", "models")
+OF_THE_TEXT = (
     "likelihood/sum", "likelihood/lowest", "certainty/minus_entropy", "certainty/self_certainty", "length",
-    "own_prompt/sum", "own_prompt/lowest_step", "prefix/gain", "prefix/lowest_gain", "cut/lost", "changed/mean",
-    "changed/last", "states/-1/mean/alignment", "states/-1/mean/gap", "states/-1/mean/minus_uniformity",
-    "centred/-1/mean/alignment", "states/0/mean/alignment", "head/alignment", "head/minus_supcon",
-    "states/-1/last/centroid_right",
 )  # fmt: skip
+OF_EMBEDDINGS = (
+    "states/0/mean/alignment", "states/-1/mean/alignment", "states/-1/mean/minus_uniformity", "states/-1/mean/gap",
+    "centred/-1/mean/alignment", "states/-1/last/centroid_right", "head/alignment", "head/minus_uniformity",
+    "centred_head/alignment", "centred_head/minus_uniformity",
+)  # fmt: skip
+OF_OTHER_TEXTS = (
+    "own_prompt/sum", "own_prompt/lowest_step", "prefix/gain", "prefix/lowest_gain", "cut/lost", "changed/mean",
+    "changed/last",
+)  # fmt: skip
+# What a model has beside likelihood.
+MODELS: dict[str, tuple[str, ...]] = {
+    "model/likelihood": (),
+    "model/text": OF_THE_TEXT,
+    "model/embeddings": OF_EMBEDDINGS,
+    "model/other_texts": OF_OTHER_TEXTS,
+    "model/together": OF_THE_TEXT + OF_EMBEDDINGS + OF_OTHER_TEXTS,
+}
 
 
 @dataclass
@@ -58,6 +69,13 @@ class Settings:
         default=2, metadata={"help": "Other problems that a trace's likelihood is compared with."}
     )
     seed: int = field(default=0, metadata={"help": "Of toy policies, problems, rollouts, heads, folds and intervals."})
+    language_model_groups: int = field(
+        default=250,
+        metadata={"help": "Groups of a language model that are scored, of those with something to compare."},
+    )
+    costly_groups: int = field(
+        default=100, metadata={"help": "How many of these are also read after other problems, cut and changed."}
+    )
     threads: int = field(default=1, metadata={"help": "CPU threads."})
     publish: bool = field(
         default=False, metadata={"help": "Write results and page into the checkout, not into `output_dir`."}
@@ -65,7 +83,8 @@ class Settings:
     report_only: bool = field(default=False, metadata={"help": "Compute nothing; report what is finished."})
 
     def __post_init__(self):
-        for name in ("groups", "group_size", "head_steps", "other_prompts", "threads"):
+        for name in ("groups", "group_size", "head_steps", "other_prompts", "language_model_groups", "costly_groups",
+                     "threads"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but must be 1 or more.")
         named = {"all": list(arms.POLICIES), "none": []}
@@ -124,11 +143,16 @@ def jobs_of(settings: Settings, source: Source) -> dict[str, Job]:
     folder = Path(settings.output_dir, source.name)
     asked = {name: getattr(settings, name) for name in ("seed", "groups", "group_size")}
     if source.given is not None:
-        asked = {"seed": settings.seed, "given": str(source.given)}
+        asked = {"seed": settings.seed, "language_model_groups": settings.language_model_groups}
     more = {"prompts": {"other_prompts": settings.other_prompts}, "embeddings": {"head_steps": settings.head_steps}}
-    more["table"] = more["prompts"] | more["embeddings"]
-    n_groups = settings.groups if source.given is None else MANY
-    steps = {"read": n_groups, "prompts": n_groups, "cuts": n_groups, "embeddings": 30, "table": 300}
+    more["cuts"] = {}
+    if source.given is not None:
+        more["prompts"]["costly_groups"] = more["cuts"]["costly_groups"] = settings.costly_groups
+    more["table"] = more["models"] = more["prompts"] | more["embeddings"]
+    n_groups, n_costly = settings.groups, settings.groups
+    if source.given is not None:
+        n_groups, n_costly = settings.language_model_groups, settings.costly_groups
+    steps = {"read": n_groups, "prompts": n_costly, "cuts": n_costly, "embeddings": 30, "table": 300}
     return {
         stage: Job(
             name=f"{source.name}: {stage}",
@@ -150,9 +174,11 @@ def work(stage: str, source: Source, asked: dict[str, Any], folder: Path, on_ste
 def _make_rollouts(source: Source, asked: dict[str, Any], folder: Path, on_step) -> dict[str, float]:
     if source.given is not None:
         rollouts = Rollouts.read_word_problems(source.given)
-    else:
-        size = (asked["groups"], asked["group_size"], asked["seed"])
-        rollouts = sample(source.policy_folder, "chain", *size, getattr(torch, source.dtype))
+        scored = rollouts.part(np.flatnonzero(rollouts.compared_P)[: asked["language_model_groups"]])
+        scored.save(folder)
+        return rollouts.figures() | {name: scored.figures()[name] for name in ("compared_groups", "pairs")}
+    size = (asked["groups"], asked["group_size"], asked["seed"])
+    rollouts = sample(source.policy_folder, "chain", *size, getattr(torch, source.dtype))
     rollouts.save(folder)
     return rollouts.figures()
 
@@ -176,14 +202,21 @@ def _read(source: Source, asked: dict[str, Any], folder: Path, on_step) -> list[
 
 
 def _compare_prompts(source: Source, asked: dict[str, Any], folder: Path, on_step) -> list[str]:
-    rollouts = _rollouts_beside(folder)
-    scores = compare_prompts(_frozen_policy(source), rollouts, asked["other_prompts"], asked["seed"], on_step)
+    groups = _costly_groups(source, asked, rollouts := _rollouts_beside(folder))
+    settings = {"n_others": asked["other_prompts"], "seed": asked["seed"], "on_group": on_step}
+    scores = compare_prompts(_frozen_policy(source), rollouts, groups, **settings)
     return _keep(scores, folder)
 
 
 def _cut_and_change(source: Source, asked: dict[str, Any], folder: Path, on_step) -> list[str]:
-    scores = cut_and_change(_frozen_policy(source), _rollouts_beside(folder), asked["seed"], on_step)
+    groups = _costly_groups(source, asked, rollouts := _rollouts_beside(folder))
+    scores = cut_and_change(_frozen_policy(source), rollouts, groups, asked["seed"], on_step)
     return _keep(scores, folder)
+
+
+def _costly_groups(source: Source, asked: dict[str, Any], rollouts: Rollouts) -> np.ndarray:
+    groups = np.flatnonzero(rollouts.compared_P)
+    return groups if source.given is None else groups[: asked["costly_groups"]]
 
 
 def _embed(source: Source, asked: dict[str, Any], folder: Path, on_step) -> list[str]:
@@ -195,32 +228,47 @@ def _embed(source: Source, asked: dict[str, Any], folder: Path, on_step) -> list
 
 
 def _make_table(source: Source, asked: dict[str, Any], folder: Path, on_step) -> list[dict[str, Any]]:
-    """One row a score, and one of a model that has many of them."""
+    """One row a score."""
     rollouts, scores = _rollouts_beside(folder), all_scores(folder.parent)
-    pairs = make_pairs(rollouts.sound_PG, rollouts.lucky_PG, rollouts.compared_P)
-    bootstrap = Bootstrap(pairs, asked["seed"])
-    beside = BesideLikelihood(scores[LIKELIHOOD], pairs, asked["seed"])
+    pairs, beside, bootstrap = _pairs_and_likelihood(rollouts, scores, asked["seed"])
     rows = []
     for name, score_PG in scores.items():
         rows.append({"score": name} | table_row(score_PG, pairs, beside, bootstrap))
         on_step()
-    return rows + summary_rows(scores, beside, bootstrap)
+    return rows
 
 
-def summary_rows(
-    scores: dict[str, np.ndarray], beside: BesideLikelihood, bootstrap: Bootstrap
+def _rank_together(source: Source, asked: dict[str, Any], folder: Path, on_step) -> list[dict[str, Any]]:
+    rollouts, scores = _rollouts_beside(folder), all_scores(folder.parent)
+    return model_rows(scores, *_pairs_and_likelihood(rollouts, scores, asked["seed"]))
+
+
+def model_rows(
+    scores: dict[str, np.ndarray], pairs: Pairs, beside: BesideLikelihood, bootstrap: Bootstrap
 ) -> list[dict[str, Any]]:
-    """Rows of the models: likelihood alone, its sign learned, and many scores together."""
+    """Rows of the models of `MODELS`, on groups in which all of their scores are known."""
     rows = []
-    together = [scores[name] for name in TOGETHER if name in scores]
-    models = {"model/likelihood": beside.alone_N, "model/together": beside.rank_out_of_fold(together, strength=0.1)}
-    for name, ranked_N in models.items():
+    for name, members in MODELS.items():
+        known = [scores[member] for member in members if member in scores]
+        known_PK = np.stack(
+            [np.isfinite(score_PG[pairs.groups]).any(1) for score_PG in (scores[LIKELIHOOD], *known)], 1
+        )
+        known_N = known_PK.all(1)[pairs.group_N]
+        alone_N = beside.rank_out_of_fold([], known_N=known_N)
+        ranked_N = beside.rank_out_of_fold(known, strength=0.1, known_N=known_N) if known else alone_N
         row: dict[str, Any] = {"score": name}
-        for figure, of_pair_N in (("combined", ranked_N), ("gain", ranked_N - beside.alone_N)):
-            ends = zip(("", "_low", "_high"), bootstrap.mean(of_pair_N), strict=True)
+        for figure, of_pair_N in (("combined", ranked_N), ("gain", ranked_N - alone_N)):
+            ends = zip(("", "_low", "_high"), bootstrap.mean(of_pair_N, known_N), strict=True)
             row |= {f"{figure}{end}": value for end, value in ends}
         rows.append(row)
     return rows
+
+
+def _pairs_and_likelihood(
+    rollouts: Rollouts, scores: dict[str, np.ndarray], seed: int
+) -> tuple[Pairs, BesideLikelihood, Bootstrap]:
+    pairs = make_pairs(rollouts.sound_PG, rollouts.lucky_PG, rollouts.compared_P)
+    return pairs, BesideLikelihood(scores[LIKELIHOOD], pairs, seed), Bootstrap(pairs, seed)
 
 
 WORK: dict[str, Callable[..., Any]] = {
@@ -230,6 +278,7 @@ WORK: dict[str, Callable[..., Any]] = {
     "cuts": _cut_and_change,
     "embeddings": _embed,
     "table": _make_table,
+    "models": _rank_together,
 }
 
 

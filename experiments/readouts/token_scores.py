@@ -114,12 +114,12 @@ def read_all(
 def compare_prompts(
     policy: FrozenPolicy,
     rollouts: Rollouts,
+    groups: Sequence[int],
     n_others: int,
     seed: int,
     on_group: Callable[[], Any] = lambda: None,
 ) -> dict[str, np.ndarray]:
-    """Scores `(P, G)` of [`own_prompt_scores`] of the right rollouts of the groups that count, NaN elsewhere."""
-    groups = np.flatnonzero(rollouts.compared_P)
+    """Scores `(P, G)` of [`own_prompt_scores`] of the right rollouts of some groups, NaN elsewhere."""
     shuffled = random.Random(seed).sample(list(groups), len(groups))
     rows: dict[int, dict[int, dict[str, float]]] = {}
     for place, group in enumerate(shuffled):
@@ -138,11 +138,15 @@ def compare_prompts(
 
 
 def cut_and_change(
-    policy: FrozenPolicy, rollouts: Rollouts, seed: int, on_group: Callable[[], Any] = lambda: None
+    policy: FrozenPolicy,
+    rollouts: Rollouts,
+    groups: Sequence[int],
+    seed: int,
+    on_group: Callable[[], Any] = lambda: None,
 ) -> dict[str, np.ndarray]:
-    """Scores `(P, G)` of [`prefix_scores`] and [`changed_scores`], where [`compare_prompts`] has some."""
+    """Scores `(P, G)` of [`prefix_scores`] and [`changed_scores`] of the right rollouts of some groups."""
     rows: dict[int, dict[int, dict[str, float]]] = {}
-    for group in np.flatnonzero(rollouts.compared_P):
+    for group in groups:
         rng = random.Random(f"{seed} {group}")
         right = np.flatnonzero(rollouts.right_PG[group]).tolist()
         variants = [_variants(rollouts.task, rollouts.completions_PG[group][rollout], rng) for rollout in right]
