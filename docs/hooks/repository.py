@@ -117,7 +117,7 @@ def notebook_page(text: str) -> str:
     parts = []
     for cell in json.loads(text)["cells"]:
         source = "".join(cell["source"])
-        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        parts.append(equations(source) if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if "image/png" in data:
@@ -126,3 +126,9 @@ def notebook_page(text: str) -> str:
             elif shown := "".join(output.get("text", data.get("text/plain", []))):
                 parts.append(f"```text\n{shown.rstrip()}\n```")
     return "\n\n".join(parts)
+
+
+def equations(text: str) -> str:
+    """A notebook's dollars as the blocks and the dollars with backticks that pages have."""
+    text = re.sub(r"\$\$(.+?)\$\$", r"```math\n\1\n```", text, flags=re.DOTALL)
+    return re.sub(r"(?<![$`])\$([^$`\n]+)\$(?![$`])", r"$`\1`$", text)
