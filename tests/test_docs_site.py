@@ -20,13 +20,18 @@ CHROMIUM_OPTIONS = (
 )
 
 
+def build(folder: Path, site: Path) -> subprocess.CompletedProcess:
+    """Build the site of `folder` into `site` as `make docs` does. (`--quiet` would let warnings pass.)"""
+    pytest.importorskip("latex2mathml")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
     """The site, built with warnings as errors."""
-    pytest.importorskip("latex2mathml")
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = build(ROOT, folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -84,7 +89,18 @@ def test_links_are_turned_to_pages_of_the_site():
         "[a](files/configs/eval/track1.yaml.md) [b](cost.md#formula) [c](files/examples/index.md) `[d](../train.py)` "
         "[e](https://x.org)"
     )
-    assert relink("[a](docs/cost.md#formula) [b](train.py)", "README.md") == "[a](../cost.md#formula) [b](train.py.md)"
+    text = "[a](docs/cost.md#formula) [b](train.py) [c](docs/hooks) [d](docs/images/quickstart.png)"
+    assert relink(text, "README.md") == (
+        "[a](../cost.md#formula) [b](train.py.md) [c](docs/hooks/index.md) [d](../images/quickstart.png)"
+    )
+
+
+def test_a_warning_ends_the_build(tmp_path):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text("# A\n[nowhere](nowhere.md)\n")
+    (tmp_path / "mkdocs.yml").write_text("site_name: A\n")
+    done = build(tmp_path, tmp_path / "site")
+    assert done.returncode != 0 and "nowhere.md" in done.stderr
 
 
 @contextlib.contextmanager

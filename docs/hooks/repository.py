@@ -44,7 +44,7 @@ def on_files(files, config):
             if target not in seen and can_be_shown(target):
                 seen.add(target)
                 waiting.append(target)
-        if not path.startswith("docs/"):
+        if not is_in_site(path):
             markdown = f"---\nsearch:\n  exclude: true\n---\n{relink(text, path)}"
             files.append(File.generated(config, place(path), content=markdown))
     return files
@@ -55,9 +55,14 @@ def on_page_markdown(markdown, page, config, files):
     return markdown if page.file.generated_by else relink(markdown, f"docs/{page.file.src_uri}")
 
 
+def is_in_site(path: str) -> bool:
+    """Whether the site has the file at `path`, from the repository's root, by itself."""
+    return path.startswith("docs/") and not path.endswith(".py") and not (ROOT / path).is_dir()
+
+
 def place(path: str) -> str:
-    """Where the site has the file or folder at `path`, from the repository's root."""
-    if path.startswith("docs/"):
+    """Where the site has the file or folder at `path`."""
+    if is_in_site(path):
         return path.removeprefix("docs/")
     return f"files/{path}/index.md" if (ROOT / path).is_dir() else f"files/{path}.md"
 
@@ -78,7 +83,7 @@ def relink(text: str, path: str) -> str:
         if not match["target"]:
             return match[0]
         (target,) = targets(match[0] + ")", path)
-        if not can_be_shown(target) and not target.startswith("docs/"):
+        if not can_be_shown(target) and not is_in_site(target):
             return match[0]  # left to mkdocs, which names what it does not find
         return match["before"] + os.path.relpath(place(target), here)
 
@@ -88,7 +93,8 @@ def relink(text: str, path: str) -> str:
 def can_be_shown(path: str) -> bool:
     """Whether there is a page to be made of the file or folder at `path`."""
     place = ROOT / path
-    return not path.startswith(("docs/", "..")) and (place.is_dir() or (place.is_file() and place.suffix in LANGUAGES))
+    is_text = place.is_dir() or (place.is_file() and place.suffix in LANGUAGES)
+    return is_text and not path.startswith("..") and not is_in_site(path)
 
 
 def page_text(path: str) -> str:
