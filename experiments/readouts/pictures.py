@@ -15,7 +15,7 @@ from matplotlib.figure import Figure  # noqa: E402
 from ..faithfulness.pictures import BLACK, COLOURS, GREY, LIGHT, LUCKY, SOUND, STYLE  # noqa: E402
 from .report import GROUPS, TITLES, Results  # noqa: E402
 from .rollouts import Rollouts  # noqa: E402
-from .statistics import make_pairs  # noqa: E402
+from .statistics import make_pairs, ranked  # noqa: E402
 from .study import LIKELIHOOD, all_scores  # noqa: E402
 
 
@@ -85,8 +85,8 @@ def _mechanism_panel(axis: Axes, points_N2: np.ndarray) -> None:
     axis.plot([-reach, reach], [-reach, reach], color=GREY, linewidth=1, zorder=1, label="same loss (SupCon)")
     axis.axvline(0, color=GREY, linewidth=0.8, zorder=1)
     axis.axhline(0, color=GREY, linewidth=0.8, zorder=1)
-    aligned, even, paid = (np.mean(what) for what in ((points_N2[:, 0] > 0), (points_N2[:, 1] < 0),
-                                                      (points_N2[:, 0] > points_N2[:, 1])))  # fmt: skip
+    parts = (points_N2[:, 0], -points_N2[:, 1], points_N2[:, 0] - points_N2[:, 1])
+    aligned, even, paid = (ranked(np.stack([part_N, 0 * part_N], 1)).mean() for part_N in parts)
     told = f"AUROC\nalignment {aligned:.2f}\nminus uniformity {even:.2f}\nminus loss {paid:.2f}"
     axis.annotate(told, (0.03, 0.97), xycoords="axes fraction", va="top", fontsize=8.5, color=BLACK)
     axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")

@@ -1,4 +1,4 @@
-"""The page: results read back from a table of all scores, laid into the text of `page.md`."""
+"""The page: results read back from a table of all scores, laid into the text of `page.txt`."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from .study import LIKELIHOOD
 
 HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
-TABLE, POLICIES, TEMPLATE, PAGE = "results.csv", "policies.json", "page.md", "readouts.md"
+TABLE, POLICIES, TEMPLATE, PAGE = "results.csv", "policies.json", "page.txt", "readouts.md"
 FIGURES = [f"{name}{end}" for name in ("auroc", "gain", "combined", "matched") for end in ("", "_low", "_high")]
 PLACE = re.compile(r"^<!-- (\w+) -->$", re.MULTILINE)
 
@@ -124,7 +124,7 @@ def read_table(path: Path) -> Results:
 
 
 def make_page(results_dir: Path) -> str:
-    """The text of `page.md` with tables in the place of lines like `<!-- policies -->`."""
+    """The text of `page.txt` with tables in the place of lines like `<!-- policies -->`."""
     results = read_table(results_dir / TABLE)
     tables = {
         "policies": policies_table(json.loads((results_dir / POLICIES).read_text())),
