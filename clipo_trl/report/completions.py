@@ -1,7 +1,6 @@
 """Sample completions of the newest generation batch, from TRL's table, by group: suspicious ones first."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,6 @@ MAX_GROUPS, MAX_ROLLOUTS, MAX_CHARACTERS = 6, 8, 4000
 _TEXTS = ("step", "prompt", "completion")
 _OWN = (AGREEMENT, LOSS, "advantage")  # beside the rewards, in this order
 _ORDER = {SUSPICIOUS_ROLLOUT: 0, RIGHT: 1, WRONG: 2, "": 3}
-# Control characters as signs that can be seen: NUL would be lost, escape sequences mislead.
-_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
 
 
 @dataclass(frozen=True)
@@ -136,16 +133,16 @@ def _content(message: dict[str, Any]) -> str:
     content = message.get("content")
     if content is not None and not isinstance(content, str):  # parts: text, images
         content = "".join(part.get("text") or f"[{part.get('type')}]" for part in content)
-    calls: Iterable[Any] = message.get("tool_calls") if message.get("tool_calls") is not None else ()
-    return "\n".join(filter(None, [content, *(f"[calls {call}]" for call in calls)]))
+    calls: Any = message.get("tool_calls")
+    return "\n".join(filter(None, [content, *(f"[calls {call}]" for call in ([] if calls is None else calls))]))
 
 
 def shortened(text: str) -> str:
-    """At most `MAX_CHARACTERS` of it, of which the end is as telling as the beginning; nothing that cannot be seen."""
-    if len(text) > MAX_CHARACTERS:
-        half = MAX_CHARACTERS // 2
-        text = f"{text[:half]}\n[... {len(text) - 2 * half:,} characters are left out ...]\n{text[-half:]}"
-    return text.translate(_VISIBLE).encode(errors="replace").decode()  # a lone surrogate is no text
+    """At most `MAX_CHARACTERS` of it: the end is as telling as the beginning."""
+    if len(text) <= MAX_CHARACTERS:
+        return text
+    half = MAX_CHARACTERS // 2
+    return f"{text[:half]}\n[... {len(text) - 2 * half:,} characters are left out ...]\n{text[-half:]}"
 
 
 def cell(value: Any) -> str:

@@ -1,6 +1,6 @@
 """Embeddings of rollouts, before and after training, as scatter plots: t-SNE, and the two principal components."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,7 +19,7 @@ _SAME = 1e-3  # half precision: embeddings that differ by less are the same
 _MIN_ROLLOUTS = 4  # fewer have no picture
 RIGHT, WRONG, SUSPICIOUS = "right", "wrong", "suspicious"
 # Told apart by shape, too: a page may be printed without colour.
-MARKERS = {
+MARKERS: dict[str, dict[str, Any]] = {
     WRONG: {"marker": "x", "s": 20, "color": LIGHT["grey"], "linewidths": 1.1},
     RIGHT: {"marker": "o", "s": 26, "color": LIGHT["blue"], "edgecolors": LIGHT["paper"], "linewidths": 0.5},
     SUSPICIOUS: {"marker": "^", "s": 62, "color": LIGHT["orange"], "edgecolors": LIGHT["ink"], "linewidths": 0.9},

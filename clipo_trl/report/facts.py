@@ -7,7 +7,6 @@ from importlib import metadata
 from typing import Any
 
 import torch
-from trl.trainer.utils import get_config_model_id
 
 from .. import __version__
 from ..model_card import VERSIONS_OF
@@ -61,7 +60,7 @@ def describe(trainer: Any) -> dict[str, str]:
     label = getattr(trainer, "dataset_label", None)
     weighted = zip(trainer.reward_weights.tolist(), trainer.reward_func_names, strict=True)
     return {
-        "model": get_config_model_id(trainer.model.config) or type(trainer.model).__name__,
+        "model": getattr(trainer.model.config, "_name_or_path", "") or type(trainer.model).__name__,
         "data": f"{label}: {size}" if label else size,
         "rewards": " + ".join(name if weight == 1 else f"{weight:g} x {name}" for weight, name in weighted),
     }

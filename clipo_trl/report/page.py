@@ -21,6 +21,8 @@ from .record import LOG, TrainingRecord, read_record
 
 REPORT = "report.html"
 TEMPLATE = "page.html"
+# Control characters as signs that can be seen: NUL would be lost, escape sequences mislead.
+_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
 
 
 class Picture(NamedTuple):
@@ -56,7 +58,7 @@ def write_report(output_dir: str | Path) -> Path:
     record = read_record(output_dir)
     path = record.folder / REPORT
     waiting = path.with_suffix(".part")
-    waiting.write_text(render(record), encoding="utf-8", errors="replace")
+    waiting.write_text(render(record), encoding="utf-8", errors="replace")  # a lone surrogate is no text
     os.replace(waiting, path)
     return path
 
@@ -64,7 +66,7 @@ def write_report(output_dir: str | Path) -> Path:
 def render(record: TrainingRecord) -> str:
     """The page as text."""
     facts, shown = record.facts, panels(record)
-    return template().render(
+    html = template().render(
         colours=COLOURS,
         name=record.folder.absolute().name,
         method=facts.get("method", "Training"),
@@ -81,6 +83,7 @@ def render(record: TrainingRecord) -> str:
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=__version__,
     )
+    return html.translate(_VISIBLE)
 
 
 @cache
@@ -132,7 +135,7 @@ def tiles(record: TrainingRecord) -> list[Tile]:
         if panel.title.startswith("Test sets: "):
             wanted += [(line.metric, f"right on {line.label}", True) for line in panel.lines]
     for what in ("correct", "wrong"):
-        label = f"cosine, right to {what.replace('correct', 'right')}"
+        label = f"cosine right–{what.replace('correct', 'right')}"
         wanted.append((f"contrastive/embedding_cosine_correct_{what}", label, False))
     for metric, label, is_share in wanted:
         share = 0.0 if metric.startswith("eval_") else 0.1  # of an evaluation, the first and the last alone
@@ -151,7 +154,10 @@ def findings(record: TrainingRecord) -> list[Finding] | None:
     callback, args = HealthCallback(), SimpleNamespace(**settings)
     for row in record.logs:
         state = SimpleNamespace(global_step=row.get("step", 0), is_world_process_zero=False)  # it says nothing aloud
-        callback.on_log(args, state, None, logs=row)
+        try:
+            callback.on_log(args, state, None, logs=row)
+        except AttributeError:  # a setting that the version which ran did not have
+            return None
     return callback.findings
 
 
@@ -170,11 +176,12 @@ def curve_pictures(record: TrainingRecord, shown: list[Panel]) -> list[Picture]:
 
 def embedding_pictures(record: TrainingRecord) -> list[Picture]:
     """Nothing if no embeddings were kept."""
+    before, after = record.before, record.after
+    if before is None or after is None:
+        return []
 
     def draw(place: int, method: str) -> Markup:
-        figure = draw_embeddings(method, record.before, record.after)
+        figure = draw_embeddings(method, before, after)
         return Markup(to_svg(figure, f"embeddings{place}", f"{method} of embeddings, first and newest batch"))
 
-    if record.before is None or record.after is None:
-        return []
     return [Picture(method, drawing(draw, place, method)) for place, method in enumerate(METHODS)]

@@ -4,6 +4,7 @@ matplotlib is an optional dependency: modules that draw import it in their funct
 sentence what is missing.
 """
 
+import html
 import io
 import re
 import warnings
@@ -34,7 +35,7 @@ COLOURS = {
     "grey": ("#7d8590", "#8b949e"),
 }
 LIGHT = {name: light for name, (light, _) in COLOURS.items()}
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: it takes the page's font and colour, and can be searched
     "text.parse_math": False,  # names of test sets and rewards are no formulas
     "font.family": "sans-serif",
@@ -67,8 +68,8 @@ Drawn = TypeVar("Drawn")
 
 
 def drawing(draw: Callable[..., Drawn], *arguments: Any) -> Drawn | str:
-    """What `draw(*arguments)` gives; or, where a package that it takes is not installed, a sentence that says so, which
-    is logged, too."""
+    """What `draw(*arguments)` gives; or, where a package that it takes is not installed, a sentence that says so, and
+    that is logged, too."""
     try:
         import matplotlib
 
@@ -86,8 +87,8 @@ def drawing(draw: Callable[..., Drawn], *arguments: Any) -> Drawn | str:
 
 def to_svg(figure: "Figure", name: str, description: str) -> str:
     """
-    An `<svg>` element for the page. Its ids begin with `name`, which no other picture of the page may have; its colours
-    are the page's variables; `description`, which must be free of markup, is what a screen reader says.
+    An `<svg>` element for the page. Its ids begin with `name`, which no other picture of the page may have; its
+    colours are the page's variables; `description` is what a screen reader says.
     """
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
@@ -99,7 +100,7 @@ def to_svg(figure: "Figure", name: str, description: str) -> str:
         svg = svg.replace(colour, f"var(--{variable})")
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1)
 
 
 def to_image(figure: "Figure") -> "Image":
