@@ -454,5 +454,9 @@ def test_a_page_that_fails_is_a_warning(monkeypatch, caplog):
     assert len(warnings) == 1 and "(OSError: disk full)" in warnings[0] and "clipo report runs/mine" in warnings[0]
 
 
+def test_code_in_findings():
+    assert page.code_spans("`beta` is <b>0</b>") == "<code>beta</code> is &lt;b&gt;0&lt;/b&gt;"
+
+
 def test_durations():
     assert [page.duration(seconds) for seconds in (3.2, 75, 7325)] == ["3 s", "1 min 15 s", "2 h 2 min"]

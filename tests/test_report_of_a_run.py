@@ -157,6 +157,16 @@ def test_a_trainer_without_a_head_has_a_report_without_embeddings(tmp_path):
     assert not batches and "Finished after 3 steps" in text and "GRPO" in text and "None were kept" in text
 
 
+def test_an_evaluation_is_no_training(tmp_path):
+    trainer, batches = make_trainer(tmp_path, eval_dataset=tiny_dataset(2), num_generations_eval=2, max_steps=1)
+    trainer.evaluate()
+    assert not batches and not (tmp_path / "report").exists()
+    trainer.train()
+    trainer.evaluate()
+    logs = read_record(tmp_path).logs
+    assert len(batches) == 1 and ["eval_loss" in row for row in logs] == [False, False, True]
+
+
 def test_it_needs_a_positive_number_of_groups(tmp_path):
     with pytest.raises(ValueError, match="`num_groups` is 0"):
         make_trainer(tmp_path, num_groups=0)

@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from ..scored_batch import ScoredBatch
 from .facts import run_facts
-from .record import FIRST, FOLDER, LOG, NEWEST, RUN, EmbeddingSnapshot, read_record, write_logs
+from .record import FIRST, FOLDER, LOG, NEWEST, RUN, EmbeddingSnapshot, read_json, read_record, write_logs
 from .trackers import send_pictures
 
 
@@ -50,13 +50,14 @@ class ReportCallback(TrainerCallback):
             )
         self.trainer, self.description, self.num_groups = trainer, description, num_groups
         self._folder = Path(trainer.args.output_dir, FOLDER)
+        self._has_begun = False  # before, what is there is of an earlier run, which an evaluation leaves alone
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         run, is_resumed = self._folder / RUN, state.global_step > 0
-        starts = json.loads(run.read_text(encoding="utf-8"))["starts"] if is_resumed and run.is_file() else []
+        starts = read_json(run).get("starts", []) if is_resumed else []
         if not is_resumed:
             for name in (FIRST, NEWEST):
                 (self._folder / name).unlink(missing_ok=True)
@@ -64,6 +65,7 @@ class ReportCallback(TrainerCallback):
         run.write_text(json.dumps(facts, indent=1, default=str), encoding="utf-8")
         # Those of the checkpoint that the run goes on from: what it had logged after it will be logged again.
         write_logs(self._folder / LOG, state.log_history)
+        self._has_begun = True
 
     def on_batch_scored(self, args, state, control, batch: ScoredBatch, **kwargs):
         """[`CLIPOMixin`]'s event: a generation batch of training was scored."""
@@ -77,7 +79,7 @@ class ReportCallback(TrainerCallback):
         batch.figures["report_seconds"] = time.perf_counter() - start
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero:
+        if not (state.is_world_process_zero and self._has_begun):
             return
         write_logs(self._folder / LOG, state.log_history[-1:], mode="a")
         if "train_runtime" in logs:  # the last log of a training; once it has ended, trackers are closed

@@ -1,6 +1,7 @@
 """What is known of a training -> one HTML page that needs nothing beside it: no script, no network, no other file."""
 
 import os
+import re
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from .. import __version__
 from ..health import Finding, HealthCallback
@@ -96,7 +97,13 @@ def template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["code_spans"] = code_spans
     return environment.get_template(TEMPLATE)
+
+
+def code_spans(text: str) -> Markup:
+    """Escaped, with what stands between backticks as code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 # ---------------------------------------------------------------------- in words and figures

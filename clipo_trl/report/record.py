@@ -107,7 +107,7 @@ def read_logs(folder: Path) -> Logs | None:
         rows = map(_read_line, path.read_text(encoding="utf-8").splitlines())
         return [row for row in rows if row is not None]
     paths = [folder / TRAINER_STATE_NAME, *folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
-    states = [state for path in paths if path.is_file() and (state := _read_json(path))]
+    states = [state for path in paths if path.is_file() and (state := read_json(path))]
     if not states:
         return None
     return max(states, key=lambda state: state.get("global_step", 0)).get("log_history", [])
@@ -120,10 +120,11 @@ def _read_line(line: str) -> dict[str, Any] | None:
         return None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Nothing if the file is not there, or was cut off."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # cut off
+    except (FileNotFoundError, ValueError):
         return {}
 
 
@@ -181,7 +182,7 @@ def read_record(output_dir: str | Path) -> TrainingRecord:
         )
     return TrainingRecord(
         folder=folder,
-        facts=_read_json(facts_path) if facts_path.is_file() else {},
+        facts=read_json(facts_path),
         logs=logs or [],
         before=EmbeddingSnapshot.load(folder / FOLDER / FIRST),
         after=EmbeddingSnapshot.load(folder / FOLDER / NEWEST),
