@@ -358,10 +358,11 @@ def test_few_rollouts_have_a_sentence_in_place_of_a_picture(tmp_path):
 def test_a_missing_package_is_a_sentence(tmp_path, monkeypatch, package, module):
     monkeypatch.setitem(sys.modules, module, None)
     html = write_report(write_run(tmp_path / "out", some_logs(5), some_table(5))).read_text()
-    assert f"This picture takes {package}, which is not installed: pip install {package}" in html
-    assert html.count('aria-label="') == (
-        0 if package == "matplotlib" else len(curves.panels(read_record(tmp_path / "out"))) + 1
-    )
+    sentence = f"This picture takes {package}, which is not installed: pip install {package}"
+    assert html.count(sentence) == (2 if package == "matplotlib" else 1)  # of curves, of embeddings
+    n_curves = len(curves.panels(read_record(tmp_path / "out")))
+    assert html.count('aria-label="') == (0 if package == "matplotlib" else n_curves + 1)
+    assert ("<details open>" in html) is (package == "matplotlib")
     assert "completion 6" in html and "In numbers" in html
 
 

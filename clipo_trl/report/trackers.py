@@ -52,14 +52,17 @@ def _image(method: str, before: EmbeddingSnapshot, after: EmbeddingSnapshot) -> 
 def _to_wandb(callback: Any, images: Images, record: TrainingRecord) -> None:
     import wandb
 
-    if wandb.run is not None:
+    if images and wandb.run is not None:
         wandb.log({name: wandb.Image(image) for name, image in images.items()} | {"train/global_step": record.step})
 
 
 def _to_trackio(callback: Any, images: Images, record: TrainingRecord) -> None:
     import trackio
 
-    trackio.log({name: trackio.Image(image) for name, image in images.items()} | {"train/global_step": record.step})
+    if images:
+        trackio.log(
+            {name: trackio.Image(image) for name, image in images.items()} | {"train/global_step": record.step}
+        )
 
 
 def _to_tensorboard(callback: Any, images: Images, record: TrainingRecord) -> None:
