@@ -14,7 +14,8 @@ import pytest
 from huggingface_hub import ModelCard
 from packaging.version import Version
 from tiny_models import letters_reward, tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
+from transformers.integrations import TensorBoardCallback
 from trl import GRPOConfig, GRPOTrainer, import_utils
 from trl import __version__ as trl_version
 from trl.models.utils import _ForwardRedirection
@@ -445,3 +446,27 @@ def test_what_is_taken_from_trls_card(tmp_path):
     before, found, citation = card.text.partition(TRL_CITATION)
     assert {"trl", "grpo", "mine"} <= set(card.data.tags) and before and found
     assert citation.strip().startswith("```bibtex") and citation.count("```") == 2
+
+
+def test_the_last_log_comes_before_the_trackers_are_closed(tmp_path):
+    """A report takes a log's row from the history, and sends its pictures at the last log of a training."""
+    events = []
+
+    class Events(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            assert logs.items() <= state.log_history[-1].items()
+            events.append("last log" if "train_runtime" in logs else "log")
+
+        def on_train_end(self, args, state, control, **kwargs):
+            events.append("end")
+
+    GRPOTrainer(
+        tiny_model(),
+        letters_reward,
+        tiny_config(tmp_path, GRPOConfig, max_steps=1),
+        train_dataset=tiny_dataset(),
+        processing_class=tiny_tokenizer(),
+        callbacks=[Events()],
+    ).train()
+    assert events == ["log", "last log", "end"], moved(Trainer, "log", "is called in another order")
+    assert "self.tb_writer.close()" in inspect.getsource(TensorBoardCallback.on_train_end)

@@ -73,25 +73,30 @@ def earlier_checkpoint(args: CLIPOArguments) -> str | None:
     return found
 
 
-def start_table(
+def describe_run(
     trainer: Any, plan: Plan, script_args: Any, model_args: ModelConfig, earlier: str | None = None
-) -> Table:
+) -> list[dict[str, str]]:
     """
-    What will run, a line for each subject, a section for each question: on what, how much, with which head, where to.
+    What will run, a text for each subject, a section for each question: on what, how much, with which head, where to.
     `earlier`: the checkpoint that [`earlier_checkpoint`] found.
     """
+    return [
+        describe_inputs(trainer, script_args, model_args),
+        describe_batches(trainer.args, plan) | describe_needs(trainer, script_args),
+        describe_clipo(trainer, plan) if isinstance(trainer, CLIPOMixin) else {},
+        describe_policy(trainer.args, script_args.algorithm, earlier),
+    ]
+
+
+def start_table(trainer: Any, sections: list[dict[str, str]]) -> Table:
+    """The sections of [`describe_run`], a line for each subject."""
     with_clipo = isinstance(trainer, CLIPOMixin)
     table = Table(
         title=f"{'CLIPO' if with_clipo else trainer._name}: what will run", box=box.ROUNDED, show_header=False
     )
     table.add_column(style="bold cyan", no_wrap=True)
     table.add_column()
-    for section in (
-        describe_inputs(trainer, script_args, model_args),
-        describe_batches(trainer.args, plan) | describe_needs(trainer, script_args),
-        describe_clipo(trainer, plan) if with_clipo else {},
-        describe_policy(trainer.args, script_args.algorithm, earlier),
-    ):
+    for section in sections:
         for subject, text in section.items():
             table.add_row(subject, Text(text))
         table.add_section()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from rich.console import Console
@@ -33,12 +34,16 @@ from ..callbacks import SuspiciousRolloutsCallback
 from ..health import HealthCallback
 from ..hub import HubError
 from ..parent_shapes import CLIPOArguments
+from ..report.callback import ReportCallback
+from ..report.page import write_report
 from .command_line import argument_errors, check_training, read_algorithm
 from .data import drop_long_prompts, load_named_prompts, load_prompts
 from .mixture import load_mixture
 from .parsing import parse
-from .run_plan import earlier_checkpoint, plan_run, start_table
+from .run_plan import describe_run, earlier_checkpoint, plan_run, start_table
 
+
+logger = get_logger(__name__)
 
 COMPARE_GOLDS = {verifiable_reward, math_accuracy_reward}  # by value, in worker processes
 
@@ -83,6 +88,9 @@ class ScriptArguments(DatasetMixtureConfig):
             List so many of the correct rollouts farthest from their group at each log. Needs `log_completions`.
         health_check (`bool`, *optional*, defaults to `True`):
             Warn when the logs show that nothing can be learned; see docs/metrics.md.
+        report (`bool`, *optional*, defaults to `True`):
+            Keep what a report needs in `output_dir/report/`, and write the page `output_dir/report.html` at the end;
+            see docs/report.md.
         max_unparsable_share (`float`, *optional*, defaults to `0.01`):
             Largest share of solutions, from 0 to 1, that may be unreadable for the rewards `verifiable` and
             `math_accuracy`; a larger one stops the run before it starts.
@@ -125,6 +133,9 @@ class ScriptArguments(DatasetMixtureConfig):
         },
     )
     health_check: bool = field(default=True, metadata={"help": "Warn when the logs show that nothing can be learned."})
+    report: bool = field(
+        default=True, metadata={"help": "Write report.html at the end, and keep what it takes in report/."}
+    )
     max_unparsable_share: float = field(
         default=0.01, metadata={"help": "Largest share of solutions that the rewards may be unable to read."}
     )
@@ -158,8 +169,13 @@ def main(argv: list[str] | None = None) -> GRPOTrainer:
         trainer.add_callback(HealthCallback())
     if script_args.suspicious_rollouts:
         trainer.add_callback(SuspiciousRolloutsCallback(trainer, script_args.suspicious_rollouts))
+    sections: list[dict[str, str]] = []
     if trainer.accelerator.is_main_process:
-        Console().print(start_table(trainer, plan, script_args, model_args, earlier))
+        sections = describe_run(trainer, plan, script_args, model_args, earlier)
+        Console().print(start_table(trainer, sections))
+    if script_args.report:
+        description = {subject: text for section in sections for subject, text in section.items()}
+        trainer.add_callback(ReportCallback(trainer, description))
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     with hub_faults():
         save(trainer, script_args)
@@ -276,6 +292,8 @@ def save(trainer: GRPOTrainer, script_args: ScriptArguments) -> None:
     names = script_args.dataset_names
     trainer.save_model(args.output_dir)
     trainer.save_state()
+    if script_args.report:
+        report(trainer)
     card: dict[str, Any] = {
         "model_name": Path(args.hub_model_id or args.output_dir).name,
         "dataset_name": None if script_args.datasets or Path(names[0]).exists() else names[0],
@@ -283,6 +301,20 @@ def save(trainer: GRPOTrainer, script_args: ScriptArguments) -> None:
     trainer.create_model_card(**card)
     if args.push_to_hub:
         trainer.push_to_hub(**card)
+
+
+def report(trainer: GRPOTrainer) -> None:
+    """Write the page that tells of the training. It is trained and saved: a page that fails is a warning."""
+    if not trainer.accelerator.is_main_process:
+        return
+    output_dir = str(trainer.args.output_dir)
+    try:
+        Console().print(f"Report: {write_report(output_dir)}", soft_wrap=True, highlight=False, markup=False)
+    except Exception as error:
+        logger.warning(
+            f"The report of this training was not written ({type(error).__name__}: {error}). The model is saved. To try again: "
+            f"clipo report {output_dir}"
+        )
 
 
 def load_eval_datasets(script_args: ScriptArguments, held_out: Dataset | None = None) -> Dataset | dict[str, Dataset]:
