@@ -35,6 +35,7 @@ from ..hub import HubError
 from ..parent_shapes import CLIPOArguments
 from .command_line import argument_errors, check_training, read_algorithm
 from .data import drop_long_prompts, load_named_prompts, load_prompts
+from .log_file import LogFileCallback
 from .parsing import parse
 from .run_plan import earlier_checkpoint, plan_run, start_table
 
@@ -143,6 +144,7 @@ def main(argv: list[str] | None = None) -> GRPOTrainer:
             peft_config=get_peft_config(model_args),
         )
     name_dataset(trainer, script_args)
+    trainer.add_callback(LogFileCallback())
     if script_args.health_check and script_args.contrastive:
         trainer.add_callback(HealthCallback())
     if script_args.suspicious_rollouts:
