@@ -22,6 +22,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from rich.console import Console
+from rich.text import Text
 from transformers import AutoTokenizer
 from trl import GRPOTrainer, ModelConfig, get_peft_config, get_quantization_config
 
@@ -34,12 +35,14 @@ from ..health import HealthCallback
 from ..hub import HubError
 from ..parent_shapes import CLIPOArguments
 from .command_line import argument_errors, check_training, read_algorithm
+from .console import show_table
 from .data import drop_long_prompts, load_named_prompts, load_prompts
-from .log_file import LogFileCallback
+from .log_file import LOG_NAME, LogFileCallback
 from .parsing import parse
 from .run_plan import earlier_checkpoint, plan_run, start_table
 
 
+CONSOLES = ("table", "full")
 COMPARE_GOLDS = {verifiable_reward, math_accuracy_reward}  # by value, in worker processes
 
 
@@ -78,6 +81,9 @@ class ScriptArguments:
             List so many of the correct rollouts farthest from their group at each log. Needs `log_completions`.
         health_check (`bool`, *optional*, defaults to `True`):
             Warn when the logs show that nothing can be learned; see docs/metrics.md.
+        console (`str`, *optional*, defaults to `"table"`):
+            What a training prints: a short line a log (`"table"`), or every metric and transformers' bar (`"full"`).
+            All metrics are in `OUTPUT_DIR/log.jsonl` either way.
         max_unparsable_share (`float`, *optional*, defaults to `0.01`):
             Largest share of solutions, from 0 to 1, that may be unreadable for the rewards `verifiable` and
             `math_accuracy`; a larger one stops the run before it starts.
@@ -120,6 +126,13 @@ class ScriptArguments:
         },
     )
     health_check: bool = field(default=True, metadata={"help": "Warn when the logs show that nothing can be learned."})
+    console: str = field(
+        default="table",
+        metadata={
+            "help": "What a training prints: a short line a log (table), or every metric (full). OUTPUT_DIR/log.jsonl has all.",
+            "choices": CONSOLES,
+        },
+    )
     max_unparsable_share: float = field(
         default=0.01, metadata={"help": "Largest share of solutions that the rewards may be unable to read."}
     )
@@ -145,6 +158,8 @@ def main(argv: list[str] | None = None) -> GRPOTrainer:
         )
     name_dataset(trainer, script_args)
     trainer.add_callback(LogFileCallback())
+    if script_args.console == "table":
+        show_table(trainer)
     if script_args.health_check and script_args.contrastive:
         trainer.add_callback(HealthCallback())
     if script_args.suspicious_rollouts:
@@ -154,6 +169,8 @@ def main(argv: list[str] | None = None) -> GRPOTrainer:
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     with hub_faults():
         save(trainer, script_args)
+    if trainer.accelerator.is_main_process:
+        Console(soft_wrap=True).print(Text(describe_saved(trainer)))
     return trainer
 
 
@@ -264,6 +281,12 @@ def save(trainer: GRPOTrainer, script_args: ScriptArguments) -> None:
     trainer.create_model_card(**card)
     if args.push_to_hub:
         trainer.push_to_hub(**card)
+
+
+def describe_saved(trainer: Any) -> str:
+    """A line: where the run's results are."""
+    head = ", the head in contrastive_head/" if hasattr(trainer, "contrastive_head") else ""
+    return f"Saved in {trainer.args.output_dir}: the model{head}, all that was logged in {LOG_NAME}."
 
 
 def load_eval_datasets(script_args: ScriptArguments) -> Dataset | dict[str, Dataset]:
