@@ -22,7 +22,8 @@ def run_train() -> None:
             from .train import main
 
         trainer = main()
-    trainer.end()  # finishes the trackers and leaves the process group
+    if trainer is not None:
+        trainer.end()  # finishes the trackers and leaves the process group
 
 
 def run_evaluate() -> None:

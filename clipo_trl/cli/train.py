@@ -81,6 +81,8 @@ class ScriptArguments:
             List so many of the correct rollouts farthest from their group at each log. Needs `log_completions`.
         health_check (`bool`, *optional*, defaults to `True`):
             Warn when the logs show that nothing can be learned; see docs/metrics.md.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Check configuration, data and gold answers, show what would run, and stop: nothing is trained or written.
         console (`str`, *optional*, defaults to `"table"`):
             What a training prints: a short line a log (`"table"`), or every metric and transformers' bar (`"full"`).
             All metrics are in `OUTPUT_DIR/log.jsonl` either way.
@@ -126,6 +128,10 @@ class ScriptArguments:
         },
     )
     health_check: bool = field(default=True, metadata={"help": "Warn when the logs show that nothing can be learned."})
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Check configuration, data and gold answers, show what would run, and stop."},
+    )
     console: str = field(
         default="table",
         metadata={
@@ -138,13 +144,19 @@ class ScriptArguments:
     )
 
 
-def main(argv: list[str] | None = None) -> GRPOTrainer:
-    """Run the whole training; `argv` defaults to the command line. Returns the trainer, trained."""
+def main(argv: list[str] | None = None) -> GRPOTrainer | None:
+    """Run the whole training; `argv` defaults to the command line. Returns the trainer, trained; `None` after a dry
+    run."""
     check_training(argv)
     script_args, training_args, model_args = parse_arguments(argv)
     earlier = earlier_checkpoint(training_args)
     train_dataset, eval_datasets = load_data(script_args, training_args, model_args)
     plan = plan_run(training_args, len(train_dataset))
+    if script_args.dry_run:
+        from .dry_run import dry_run
+
+        dry_run(script_args, training_args, model_args, (train_dataset, eval_datasets), plan)
+        return None
     reward_funcs = load_reward_funcs(script_args, training_args, train_dataset)
     with hub_faults():
         trainer = find_algorithm(script_args.algorithm).trainer_class(script_args.contrastive)(
