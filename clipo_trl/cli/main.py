@@ -7,8 +7,21 @@ sentence.
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from .. import __version__
+
+
+@contextmanager
+def interrupts(consequence: str) -> Iterator[None]:
+    """End on Ctrl-C with a sentence in place of a traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\n{Path(sys.argv[0]).name}: stopped at once. {consequence}\n")
+        sys.exit(130)
 
 
 def run_train() -> None:
@@ -16,14 +29,14 @@ def run_train() -> None:
     from ..environment import explained_imports
     from .command_line import check_training, usage_errors
 
-    with usage_errors():
+    with usage_errors(), interrupts("Nothing was saved since the last checkpoint."):
         check_training()
         with explained_imports():
             from .train import main
 
         trainer = main()
-    if trainer is not None:
-        trainer.end()  # finishes the trackers and leaves the process group
+        if trainer is not None:
+            trainer.end()  # finishes the trackers and leaves the process group
 
 
 def run_evaluate() -> None:
@@ -31,7 +44,7 @@ def run_evaluate() -> None:
     from ..environment import explained_imports
     from .command_line import check_evaluation, usage_errors
 
-    with usage_errors():
+    with usage_errors(), interrupts("The same command goes on with what was evaluated."):
         check_evaluation()
         with explained_imports():
             from .evaluate import main

@@ -11,6 +11,7 @@ command line, which has the last word. Of several files the later ones win, fiel
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ from .data import drop_long_prompts, load_named_prompts, load_prompts
 from .log_file import LOG_NAME, LogFileCallback
 from .parsing import parse
 from .run_plan import earlier_checkpoint, plan_run, start_table
+from .stopping import StopCallback, describe_stop
 
 
 CONSOLES = ("table", "full")
@@ -178,12 +180,25 @@ def main(argv: list[str] | None = None) -> GRPOTrainer | None:
         trainer.add_callback(SuspiciousRolloutsCallback(trainer, script_args.suspicious_rollouts))
     if trainer.accelerator.is_main_process:
         Console().print(start_table(trainer, plan, script_args, model_args, earlier))
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    train_until_stopped(trainer, argv)
     with hub_faults():
         save(trainer, script_args)
     if trainer.accelerator.is_main_process:
         Console(soft_wrap=True).print(Text(describe_saved(trainer)))
     return trainer
+
+
+def train_until_stopped(trainer: Any, argv: list[str] | None) -> None:
+    """Train; on a signal, save a checkpoint, tell how to go on, and exit as the signal's default action would."""
+    stop = StopCallback(trainer.accelerator)
+    trainer.add_callback(stop)
+    with stop:
+        trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    if stop.stopped:
+        if trainer.accelerator.is_main_process:
+            Console(stderr=True, soft_wrap=True).print(Text(describe_stop(stop, trainer, argv)))
+        trainer.end()
+        sys.exit(128 + stop.stopped)
 
 
 @contextmanager
