@@ -9,9 +9,24 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 
 from .. import __version__
+
+
+TRAIN_HELP = """
+usage: clipo train [--config FILE ...] [--FIELD VALUE ...]
+
+Train a model with CLIPO. Fields stand in YAML files, of which later ones win, or on the command line, which wins over
+them. `--dry_run` shows what would run. docs/configuration.md has every field of CLIPO.
+"""
+EVALUATE_HELP = """
+usage: clipo evaluate --model MODEL --datasets NAME=PATH ... --output_dir FOLDER
+       clipo evaluate --compare FOLDER FOLDER
+
+Evaluate a model on test sets, or compare two that were evaluated. Fields may stand in a YAML file: `--config FILE`.
+"""
 
 
 @contextmanager
@@ -28,8 +43,12 @@ def run_train() -> None:
     """Train as the command line says."""
     from ..environment import explained_imports
     from .command_line import check_training, usage_errors
+    from .help import shown_help
+    from .options import training_groups
 
     with usage_errors(), interrupts("Nothing was saved since the last checkpoint."):
+        if shown_help(TRAIN_HELP, training_groups("conspo")):
+            return
         check_training()
         with explained_imports():
             from .train import main
@@ -43,8 +62,12 @@ def run_evaluate() -> None:
     """Evaluate, or compare, as the command line says."""
     from ..environment import explained_imports
     from .command_line import check_evaluation, usage_errors
+    from .help import shown_help
+    from .options import EVALUATION
 
     with usage_errors(), interrupts("The same command goes on with what was evaluated."):
+        if shown_help(EVALUATE_HELP, EVALUATION):
+            return
         check_evaluation()
         with explained_imports():
             from .evaluate import main
@@ -80,8 +103,16 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"clipo_trl {__version__}")
-    parser.add_argument("command", choices=COMMANDS, help=argparse.SUPPRESS)
+    parser.add_argument("command", help=argparse.SUPPRESS)
+    if not argv:
+        parser.error(
+            f"the following arguments are required: a command, one of {', '.join(COMMANDS)}. See `clipo --help`."
+        )
     command = parser.parse_args(argv[:1]).command
+    if command not in COMMANDS:
+        near = get_close_matches(command, COMMANDS, n=1)
+        remedy = f"Did you mean `clipo {near[0]}`?" if near else f"Choose one of {', '.join(COMMANDS)}."
+        parser.error(f"invalid choice: '{command}', which is no command. {remedy}")
     sys.argv = [f"clipo {command}", *argv[1:]]  # where the sub-command's parser and its errors read
     run, _ = COMMANDS[command]
     run()
