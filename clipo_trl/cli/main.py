@@ -45,8 +45,9 @@ def run_train() -> None:
     from .command_line import check_training, usage_errors
     from .help import shown_help
     from .options import training_groups
+    from .quiet import quiet
 
-    with usage_errors(), interrupts("Nothing was saved since the last checkpoint."):
+    with usage_errors(), quiet(), interrupts("Nothing was saved since the last checkpoint."):
         if shown_help(TRAIN_HELP, training_groups("conspo")):
             return
         check_training()
@@ -64,8 +65,9 @@ def run_evaluate() -> None:
     from .command_line import check_evaluation, usage_errors
     from .help import shown_help
     from .options import EVALUATION
+    from .quiet import quiet
 
-    with usage_errors(), interrupts("The same command goes on with what was evaluated."):
+    with usage_errors(), quiet(), interrupts("The same command goes on with what was evaluated."):
         if shown_help(EVALUATE_HELP, EVALUATION):
             return
         check_evaluation()
@@ -77,11 +79,15 @@ def run_evaluate() -> None:
 
 def run_doctor() -> None:
     """Look at the environment; the exit code is 1 if training cannot work in it."""
+    from .quiet import quiet
+
     try:
         from .doctor import main
     except ModuleNotFoundError as error:  # the one package that it takes to look at the others
         sys.exit(f"clipo doctor: error: {error.name} is not installed: {sys.executable} -m pip install {error.name}")
-    sys.exit(main())
+    with quiet():
+        code = main()
+    sys.exit(code)
 
 
 COMMANDS = {
