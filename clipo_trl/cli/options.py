@@ -52,6 +52,7 @@ def training_groups(algorithm: str | None = None) -> list[Group]:
         *([CONSPO] if algorithm == "conspo" else []),
         Group("dynamic sampling", "clipo_trl:dynamic_sampling_config.py", ("DynamicSamplingConfigMixin",)),
         Group("data, rewards and the run", "clipo_trl:cli/train.py", ("ScriptArguments",)),
+        Group("mixtures of datasets (TRL)", "trl:scripts/utils.py", ("DatasetMixtureConfig",), False),
         Group("GRPO (TRL)", "trl:trainer/grpo_config.py", ("GRPOConfig",), False),
         Group("model and adapters (TRL)", "trl:trainer/model_config.py", ("ModelConfig",), False),
         Group("training (TRL's defaults)", "trl:trainer/base_config.py", ("_BaseConfig",), False),
