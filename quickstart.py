@@ -1,5 +1,5 @@
-"""CLIPO on a laptop, beside GRPO and the agreement reward, in three minutes and without a network: `python
-quickstart.py`.
+"""CLIPO on a laptop, beside GRPO and the agreement reward, in about three minutes and without a network:
+`python quickstart.py`.
 
 A small language model, warm-started on arithmetic that a program checks step by step, is trained three times by `clipo
 train` on configs/quickstart.yaml, one after the other: by GRPO alone, with CLIPO, and with the agreement of embeddings
