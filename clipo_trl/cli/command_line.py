@@ -52,12 +52,14 @@ def argument_errors() -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
-def check_training(argv: Sequence[str] | None = None) -> None:
-    """Raise a [`UsageError`] for the first mistake in the command line of `clipo train`; `argv` defaults to it."""
+def check_training(argv: Sequence[str] | None = None, names: bool = True) -> None:
+    """Raise a [`UsageError`] for the first mistake in the command line of `clipo train`; `argv` defaults to it.
+    `names`: a name that is no field is one; not so for another script's."""
     options = read_options(argv)
     if options is None:
         return
-    _check_all_names(argv, training_groups(_one(options, "algorithm")))
+    if names:
+        _check_all_names(argv, training_groups(_one(options, "algorithm")))
     with argument_errors():
         _check_clipo_values(options)
     _check_training_data(options)
