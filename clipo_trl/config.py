@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.utils import logging
 from trl import GRPOConfig
 
-from .beyond_the_paper_config import BASELINES, REWARD_TYPES, SCHEDULES, BeyondThePaperFields
+from .beyond_the_paper_config import BASELINES, REWARD_TYPES, SCHEDULES, SIMILARITY_SCORES, BeyondThePaperFields
 from .dynamic_sampling_config import DynamicSamplingConfigMixin
 from .value_checks import RANGES, check_choice, check_number
 
@@ -278,7 +278,7 @@ class CLIPOConfigMixin(  # a dataclass lists the fields of its last base first
                 f"`contrastive_reward_offset` ({self.contrastive_reward_offset}) is below `contrastive_reward_floor` "
                 f"({self.contrastive_reward_floor}), so every contrastive reward would be the floor. Lower the floor."
             )
-        if self.contrastive_reward_type != "loss" and self.contrastive_similarity != "cosine":
+        if self.contrastive_reward_type in SIMILARITY_SCORES and self.contrastive_similarity != "cosine":
             raise ValueError(
                 f"`contrastive_reward_type={self.contrastive_reward_type!r}` is a mean of cosines, but "
                 f"`contrastive_similarity` is {self.contrastive_similarity!r}. Set it to 'cosine', or the reward type to "
@@ -325,7 +325,8 @@ class CLIPOConfigMixin(  # a dataclass lists the fields of its last base first
                 f"`contrastive_warmup_steps` is {self.contrastive_warmup_steps} while `freeze_contrastive_head` is "
                 "True: a frozen head has nothing to learn in a warm-up. Set one of the two."
             )
-        if self.freeze_contrastive_head and self.contrastive_head_path is None:
+        is_read = self.contrastive_reward_type != "likelihood"  # which leaves the head without a say
+        if self.freeze_contrastive_head and self.contrastive_head_path is None and is_read:
             logger.warning(
                 "`freeze_contrastive_head` is True, but `contrastive_head_path` is None: the head is a random projection, which "
                 "nothing trains. To freeze a head that was trained, set `contrastive_head_path` to a saved one, a folder "

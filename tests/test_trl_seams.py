@@ -24,6 +24,7 @@ from clipo_trl.conspo_trainer import ConSPOMixin
 from clipo_trl.dynamic_sampling import DynamicSamplingMixin
 from clipo_trl.model_card import TRL_CITATION
 from clipo_trl.parent_shapes import end_tokens
+from clipo_trl.scoring import ScoringMixin
 from clipo_trl.sharing import SharingMixin
 from clipo_trl.trainer import CLIPOMixin
 from clipo_trl.upstream.continuous_batching import ContinuousBatchingMixin
@@ -158,7 +159,12 @@ LINES = [
         "_generate_and_score_completions",
         "if self.args.gradient_accumulation_steps % generate_every != 0 or "
         "( self.use_vllm and self.vllm_importance_sampling_correction ):",
-        "tells when TRL scores rollouts itself",
+        "tells when TRL scores rollouts itself, and has it score them where it would not",
+    ),
+    (
+        "_generate_and_score_completions",
+        "generate_every = self.args.steps_per_generation * self.num_iterations",
+        "a number of iterations that fits no accumulation has TRL score the rollouts",
     ),
     (
         "_generate_and_score_completions",
@@ -247,6 +253,15 @@ def test_policy_is_scored_before_a_reference():
     )
 
 
+def test_the_policy_is_scored_before_rewards():
+    """Likelihoods are there when the column is filled."""
+    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    scored, rewarded = source.find("old_per_token_logps, _, _ ="), source.find("self._calculate_rewards(")
+    assert 0 < scored < rewarded, moved(
+        GRPOTrainer, "_generate_and_score_completions", "gives rewards before it scores"
+    )
+
+
 def test_a_checkpoint_ends_with_the_trainer_state():
     """`trainer_state.json` is the sign of a whole checkpoint: after all else is written, before an older one is
     deleted."""
@@ -266,6 +281,7 @@ def test_nothing_that_the_mixin_overrides_has_vanished():
     mixins = CLIPOMixin.__mro__[: CLIPOMixin.__mro__.index(object)]
     assert set(mixins) == {
         CLIPOMixin,
+        ScoringMixin,
         SharingMixin,
         DynamicSamplingMixin,
         EvaluationMixin,
@@ -320,6 +336,7 @@ SET_OVER_THE_PARENTS = {
     "_current_train_step_time",
     "environment_factories",
     "environments",
+    "num_iterations",
     "_last_loaded_step",
     "_logs",
     "_step",
