@@ -17,6 +17,7 @@ from trl import ModelConfig
 import train
 from clipo_trl import CLIPOConfig, CLIPOTrainer, ContrastiveHead
 from clipo_trl.cli import run_plan
+from clipo_trl.log_file import LOG_NAME, read_log
 
 
 ROOT = Path(__file__).parents[1]
@@ -267,12 +268,17 @@ def test_unreadable_golds_stop_the_run(run, tmp_path):
 
 @pytest.mark.parametrize("word", ["True", "path"])
 def test_resume(run, tmp_path, word, capsys):
-    run("--max_steps 2 --save_strategy steps --save_steps 2")
+    run("--max_steps 2 --logging_steps 1 --save_strategy steps --save_steps 2")
     checkpoint = tmp_path / "out" / "checkpoint-2"
     capsys.readouterr()
-    trainer = run(f"--max_steps 4 --resume_from_checkpoint {checkpoint if word == 'path' else word}")
+    trainer = run(f"--max_steps 4 --logging_steps 1 --resume_from_checkpoint {checkpoint if word == 'path' else word}")
     assert trainer.state.global_step == 4
     assert len(logged(trainer, "train_runtime")) == 1 and trainer.head_learner.n_batches == 2
+    written = read_log(tmp_path / "out" / LOG_NAME)
+    keys = ("step", "epoch", "reward", "loss", "contrastive/loss/mean", "train_runtime")
+    assert [[row.get(key) for key in keys] for row in written] == [
+        [row.get(key) for key in keys] for row in trainer.state.log_history
+    ]
     assert "resume from" in capsys.readouterr().out
 
 
