@@ -82,7 +82,7 @@ def test_help_on_a_word_says_all_of_it(monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     "argv, said",
-    [([], "one of train, evaluate, doctor. See `clipo --help`."), (["trian"], "Did you mean `clipo train`?")],
+    [([], "one of train, evaluate, report, doctor. See `clipo --help`."), (["trian"], "Did you mean `clipo train`?")],
 )
 def test_clipo_alone_and_a_mistyped_command_are_answered(argv, said, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -111,12 +111,21 @@ def _read_field(line: ast.stmt, constants: dict[str, ast.expr]) -> Option | None
     about: dict[Any, ast.expr] = {}
     if isinstance(metadata, ast.Dict):
         about = {_literal(key): entry for key, entry in zip(metadata.keys, metadata.values, strict=True)}
-    choices = about.get("choices")
-    if isinstance(choices, ast.Name):
-        choices = constants.get(choices.id)
     default = None if value is None else ast.unparse(value.body if isinstance(value, ast.Lambda) else value)
     text = _literal(about.get("help"))
-    return Option(line.target.id, kind, default, " ".join(str(text or "").split()), _literal(choices))
+    return Option(
+        line.target.id, kind, default, " ".join(str(text or "").split()), _choices(about.get("choices"), constants)
+    )
+
+
+def _choices(node: ast.expr | None, constants: dict[str, ast.expr]) -> tuple | None:
+    """A tuple of literals, which may be named or hold others by name; `None` for what is none."""
+    if isinstance(node, ast.Name):
+        return _choices(constants.get(node.id), constants)
+    if not isinstance(node, ast.Tuple):
+        return None
+    parts = (_choices(one.value, constants) if isinstance(one, ast.Starred) else (_literal(one),) for one in node.elts)
+    return tuple(value for part in parts for value in part or ())
 
 
 def _literal(node: ast.expr | None) -> Any:
