@@ -205,6 +205,8 @@ def test_variables_of_a_file_are_set(folder, monkeypatch):
 UNKNOWN = {
     "contrastive_temprature: 1": "Config file 'new.yaml' has `contrastive_temprature`, .* Did you mean `contrastive_temperature`",
     "num_generation: 8": "`num_generation`, .*Did you mean `num_generations`",
+    "contrastive_lamda: 0.1": "Did you mean `contrastive_reward_weight`",
+    "tau: 0.1": "Did you mean `contrastive_temperature`",
     "datset_name: a": "Did you mean `dataset_name`",
     "zzz: 1": "has `zzz`, which is no field. `--help` lists",
     "1: 1": "has `1`, which is no field",

@@ -18,6 +18,7 @@ import train
 from clipo_trl import CLIPOConfig, CLIPOTrainer, ContrastiveHead
 from clipo_trl.cli import run_plan
 from clipo_trl.log_file import LOG_NAME, read_log
+from reward_funcs.errors import UsageError
 
 
 ROOT = Path(__file__).parents[1]
@@ -263,6 +264,12 @@ def test_unreadable_golds_stop_the_run(run, tmp_path):
     run(f"--dataset_name {path} --max_steps 1")  # no reward compares them
 
 
+@pytest.mark.parametrize("field", ["model_name_or_path", "dataset_name"])
+def test_a_name_that_leads_nowhere_is_told_in_a_sentence(run, field):
+    with pytest.raises(UsageError, match=f"`{field}` is 'nowhere/none', which cannot be read: .*Correct the name"):
+        run(f"--{field} nowhere/none --max_steps 1")
+
+
 # ---------------------------------------------------------------------- resuming
 
 
@@ -280,6 +287,7 @@ def test_resume(run, tmp_path, word, capsys):
         [row.get(key) for key in keys] for row in trainer.state.log_history
     ]
     assert "resume from" in capsys.readouterr().out
+    assert run_plan.describe_resume(trainer.args) == str(checkpoint)
 
 
 def test_starting_afresh_beside_checkpoints_is_told(run, tmp_path, capsys, caplog):

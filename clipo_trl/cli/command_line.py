@@ -27,6 +27,12 @@ from .paths import check_dataset, check_model
 
 ENVIRONMENT = "env"  # of a file: variables to set, as TRL has it
 NUMBERS = {"float": float, "int": int}
+# What the paper calls a field of ours, for hints.
+SYMBOLS = {
+    "lambda": "contrastive_reward_weight",
+    "lamda": "contrastive_reward_weight",
+    "tau": "contrastive_temperature",
+}
 MIXTURE_FIELDS = ("path", "name", "data_dir", "data_files", "split", "columns", "fraction")  # of TRL's `DatasetConfig`
 Options = ChainMap[str, Any]  # the command line's, as lists of words, over the YAML file's, as they are
 
@@ -205,7 +211,8 @@ def check_names(given: Iterable[str], known: Sequence[str], place: str) -> None:
     """Raise a [`UsageError`] for the first name in `place` that is not `known`, with the nearest one that is."""
     for name in given:
         if name not in known:
-            near = get_close_matches(str(name), known, n=1)
+            symbol = [field for word, field in SYMBOLS.items() if word in str(name).split("_") and field in known]
+            near = symbol or get_close_matches(str(name), known, n=1)
             remedy = f"Did you mean `{near[0]}`?" if near else "`--help` lists the fields."
             raise UsageError(f"{place} has `{name}`, which is no field. {remedy}")
 

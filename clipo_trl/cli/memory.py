@@ -151,11 +151,12 @@ def prompt_length(script_args: Any) -> int:
 def describe_memory(args: CLIPOArguments, parts: dict[str, int], prompt_tokens: int) -> str:
     """A line: the most that is needed at once, what needs it, and on what it rests."""
     most = sum(parts.values()) - min(parts["rollouts"], parts["training pass"])
-    named = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
+    unit, size_of = ("GiB", GIB) if most >= GIB else ("MiB", 2**20)
+    named = ", ".join(f"{name} {size / size_of:.2f}" for name, size in parts.items() if size)
     engine = ""
     if args.use_vllm and args.vllm_mode == "colocate":
         engine = f"; vLLM takes {args.vllm_gpu_memory_utilization:.0%} of the device beside it"
     return (
-        f"about {most / GIB:.2f} GiB a process ({named}) for prompts of {prompt_tokens:,} tokens and completions of "
+        f"about {most / size_of:.2f} {unit} a process ({named}) for prompts of {prompt_tokens:,} tokens and completions of "
         f"{args.max_completion_length:,}, without the libraries' own{engine}"
     )

@@ -220,7 +220,7 @@ def describe_policy(args: CLIPOArguments, algorithm: str | None = None, earlier:
         "checkpoints": f"{args.output_dir}, {describe_interval(args.save_strategy, args.save_steps)}{kept}",
     }
     if args.resume_from_checkpoint:
-        rows["resume from"] = str(args.resume_from_checkpoint)
+        rows["resume from"] = describe_resume(args)
     if earlier is not None:
         rows["starts afresh"] = f"not from {earlier}: for that, add --resume_from_checkpoint true"
     return rows
@@ -251,3 +251,10 @@ def describe_interval(strategy: str, steps: float | None) -> str:
     if strategy == "steps":
         return f"every {steps:g} steps"
     return {"epoch": "every epoch", "no": "only at the end"}.get(strategy, strategy)
+
+
+def describe_resume(args: CLIPOArguments) -> str:
+    """Which checkpoint the run goes on from: the one that is named, or the last whole one in `output_dir`."""
+    given = args.resume_from_checkpoint
+    found = given if isinstance(given, str) else last_whole_checkpoint(args.output_dir)
+    return str(found) if found is not None else f"the last checkpoint in {args.output_dir}, which has no whole one"

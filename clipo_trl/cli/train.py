@@ -182,7 +182,7 @@ def main(argv: list[str] | None = None) -> GRPOTrainer | None:
         dry_run(script_args, training_args, model_args, (train_dataset, eval_datasets), plan)
         return None
     reward_funcs = load_reward_funcs(script_args, training_args, train_dataset)
-    with hub_faults():
+    with hub_faults(), unreadable("model_name_or_path", model_args.model_name_or_path):
         trainer = find_algorithm(script_args.algorithm).trainer_class(script_args.contrastive)(
             model=model_args.model_name_or_path,
             reward_funcs=reward_funcs,
@@ -237,6 +237,22 @@ def hub_faults() -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
+@contextmanager
+def unreadable(argument: str, name: Any) -> Iterator[None]:
+    """What transformers and datasets say of a name that leads nowhere, in a sentence: a [`UsageError`]."""
+    try:
+        yield
+    except OSError as error:
+        if (
+            isinstance(error, UsageError) or error.errno is not None
+        ):  # a sentence already; the system's: a full disk, say
+            raise
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"`{argument}` is {name!r}, which cannot be read: {reason} Correct the name, or download it first."
+        ) from error
+
+
 def name_dataset(trainer: Any, script_args: ScriptArguments) -> None:
     """Have the cards that are written on the way name the training data, too."""
     trainer.dataset_label = ", ".join(
@@ -283,7 +299,8 @@ def load_data(script_args: ScriptArguments, training_args: CLIPOArguments, model
     assert model_args.model_name_or_path is not None  # it was checked
     evaluates = training_args.eval_strategy != "no"
     with training_args.main_process_first(desc="reading the datasets"):
-        train_dataset, held_out = load_training_set(script_args, training_args.seed)
+        with unreadable("dataset_name", ", ".join(script_args.dataset_names)):
+            train_dataset, held_out = load_training_set(script_args, training_args.seed)
         if evaluates and script_args.datasets and held_out is None and script_args.eval_datasets is None:
             raise UsageError(
                 f"`eval_strategy` is '{training_args.eval_strategy}', but the mixture `datasets` has no test set. Name test "
