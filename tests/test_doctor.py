@@ -147,7 +147,16 @@ def test_the_rule_of_ways():
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, FUSED, {"num_iterations": 2}, {"dynamic_sampling": True}, CONTINUOUS], ids=str
+    "settings",
+    [
+        {},
+        FUSED,
+        {"num_iterations": 2},
+        {"dynamic_sampling": True},
+        {"contrastive_reward_type": "likelihood"},
+        CONTINUOUS,
+    ],
+    ids=str,
 )
 def test_a_run_reads_states_as_was_told(tmp_path, settings):
     told = run_choices.explain_capture_mode(tiny_config(tmp_path, **settings), shifts_with_left_padding=False)
@@ -156,6 +165,7 @@ def test_a_run_reads_states_as_was_told(tmp_path, settings):
     else:
         assert told.partition(",")[0] == record(tmp_path, max_steps=1, **settings).states.mode
     assert ("reuse a generation batch" in told) == (settings in (FUSED, {"num_iterations": 2}))
+    assert ("`likelihood` asks for it" in told) == ("contrastive_reward_type" in settings)
 
 
 def test_ways_with_vllm(tmp_path):
@@ -176,7 +186,7 @@ def test_learned_positions_are_seen_without_weights(tmp_path):
     )
     args, model_args = tiny_config(tmp_path, **FUSED), ModelConfig(model_name_or_path=str(tmp_path))
     shifts, told, memory = run_choices.look_at_model(ScriptArguments(), args, model_args)
-    assert memory.startswith("about 0.00 GiB a process (")
+    assert memory.startswith("about ") and " MiB a process (" in memory
     assert shifts and told.endswith("a GPT2LMHeadModel with hidden size 16")
     assert run_choices.explain_capture_mode(args, shifts).startswith("decode, ")
     assert "not fused: padding on the left" in run_choices.explain_capture_mode(args, shifts)
