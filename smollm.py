@@ -58,10 +58,9 @@ def main(options: list[str] | None = None) -> int:
         return 1
     recipe = WARM_STARTS[WARM_START]
     with progress_bar() as progress:
-        n_steps = sum(phase.steps for phase in recipe.phases)
-        task = progress.add_task("Warm start", total=n_steps)
-        policy = warm_start(MODELS, WARM_START, on_step=lambda done, _: progress.update(task, completed=done))
-        progress.update(task, completed=n_steps)
+        task = progress.add_task("Warm start", total=recipe.steps)
+        policy = warm_start(MODELS, WARM_START, on_step=lambda _, done: progress.update(task, completed=done))
+        progress.update(task, completed=recipe.steps)
     train_set = word_problems.build_dataset(800, SEED, **recipe.problems)
     test_set = word_problems.build_dataset(TEST_PROBLEMS, SEED, split="test", **recipe.problems)
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -92,7 +91,9 @@ def main(options: list[str] | None = None) -> int:
         table.add_row(name, *(f"{figures[key]:.0%}" for key in FIGURES))
     console.print(table)
     (FOLDER / "results.json").write_text(json.dumps({"before": before, "after": after}, indent=2))
-    console.print(f"Done in {(time.perf_counter() - start) / 60:.0f} minutes: {trainer.args.output_dir}", highlight=False)
+    console.print(
+        f"Done in {(time.perf_counter() - start) / 60:.0f} minutes: {trainer.args.output_dir}", highlight=False
+    )
     return 0
 
 

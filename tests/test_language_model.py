@@ -246,7 +246,7 @@ class TestWarmStart:
     def test_trains_the_last_layers_once(self, folder, recipes):
         steps = []
         made = warm_starts.warm_start(folder, "tiny", on_step=lambda *done: steps.append(done))
-        assert steps == [(step, 4) for step in range(1, 5)]
+        assert steps == [("tiny", step) for step in range(1, 5)]
         assert sorted(path.name for path in made.parent.iterdir()) == ["log.json", "model", "recipe.json"]
         before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (folder / "base", made))
         moved = {
@@ -261,19 +261,29 @@ class TestWarmStart:
         whole = warm_starts.warm_start(folder, "tiny")
         whole.parent.rename(folder / "whole")
 
-        def stop(done, total):
+        def stop(name, done):
             if done == 3:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
             warm_starts.warm_start(folder, "tiny", save_steps=2, on_step=stop)
         steps = []
-        resumed = warm_starts.warm_start(folder, "tiny", on_step=lambda done, total: steps.append(done))
+        resumed = warm_starts.warm_start(folder, "tiny", on_step=lambda name, done: steps.append(done))
         assert steps == [3, 4]
         weights = [
             AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (folder / "whole/model", resumed)
         ]
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+    def test_goes_on_from_another(self, folder, recipes, monkeypatch):
+        monkeypatch.setitem(
+            warm_starts.WARM_STARTS, "further", WarmStart((Phase(1),), start="tiny", learning_rate=0.0)
+        )
+        steps = []
+        further = warm_starts.warm_start(folder, "further", on_step=lambda *done: steps.append(done))
+        assert steps == [*(("tiny", step) for step in range(1, 5)), ("further", 1)]
+        tiny, same = (AutoModelForCausalLM.from_pretrained(path) for path in (folder / "tiny/model", further))
+        assert all(torch.equal(old, new) for old, new in zip(tiny.parameters(), same.parameters(), strict=True))
 
     def test_another_recipe_is_refused(self, folder, recipes, monkeypatch):
         warm_starts.warm_start(folder, "tiny")

@@ -101,11 +101,16 @@ def prepare(settings: Settings) -> None:
 
 
 def train(folder: Path, name: str, progress: Progress) -> None:
-    """Make the warm start, with a bar."""
-    total = sum(phase.steps for phase in WARM_STARTS[name].phases)
-    task = progress.add_task(f"{name}: warm start", total=total)
-    warm_start(folder, name, on_step=lambda done, _: progress.update(task, completed=done))
-    progress.update(task, completed=total)
+    """Make the warm start, with a bar for it and for any that it goes on from."""
+    tasks = {name: progress.add_task(f"{name}: warm start", total=WARM_STARTS[name].steps)}
+
+    def show(trained: str, done: int) -> None:
+        if trained not in tasks:
+            tasks[trained] = progress.add_task(f"{trained}: warm start", total=WARM_STARTS[trained].steps)
+        progress.update(tasks[trained], completed=done)
+
+    warm_start(folder, name, on_step=show)
+    show(name, WARM_STARTS[name].steps)
 
 
 def measure(folder: Path, name: str, n_problems: int, progress: Progress) -> dict[str, float]:

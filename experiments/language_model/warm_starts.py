@@ -60,6 +60,7 @@ class WarmStart:
 
     Attributes:
         phases (`tuple[Phase, ...]`): What is learned, one after the other, under one schedule of the learning rate.
+        start (`str`, *optional*): The warm start to go on from; else the language model as it is.
         problems (`dict[str, Any]`): Arguments of [`word_problems.make_problem`].
         learning_rate (`float`): Peak; it falls to 0 along a cosine.
         batch_size (`int`): Examples an optimizer step.
@@ -69,18 +70,24 @@ class WarmStart:
     """
 
     phases: tuple[Phase, ...]
+    start: str | None = None
     problems: dict[str, Any] = field(default_factory=lambda: {"num_operations": 2})
     learning_rate: float = 2e-4
     batch_size: int = 8
     trained_layers: int = 15
     seed: int = 0
 
+    @property
+    def steps(self) -> int:
+        """Optimizer steps, those of the warm start that it goes on from not counted."""
+        return sum(phase.steps for phase in self.phases)
+
 
 WARM_STARTS: dict[str, WarmStart] = {
     # Taught rightly: the slips that remain are the model's own.
     "own_slips": WarmStart((Phase(40, drill=True), Phase(60))),
-    # Taught with slips, of which the story goes on: a slip in one step of seven is what was learned.
-    "taught_slips": WarmStart((Phase(40, drill=True), Phase(60, slip=0.15)), seed=1),
+    # Then taught slips: in every sixth step a wrong result, which the steps after it go on from.
+    "taught_slips": WarmStart((Phase(20, slip=0.17),), start="own_slips", learning_rate=1e-4, seed=1),
 }
 
 
@@ -177,18 +184,19 @@ def warm_start(
     name: str,
     *,
     save_steps: int = 20,
-    on_step: Callable[[int, int], Any] | None = None,
+    on_step: Callable[[str, int], Any] | None = None,
 ) -> Path:
     """
-    Train the warm start `name`. One that is finished is not trained again, and one that was stopped goes on from its
-    last checkpoint.
+    Train the warm start `name`, after the one that it goes on from. One that is finished is not trained again, and one
+    that was stopped goes on from its last checkpoint.
 
     Args:
         folder (`str` or `Path`): Where models go: `folder/base`, see [`fetch`], and `folder/<name>`.
         name (`str`): Of `WARM_STARTS`.
         save_steps (`int`, *optional*, defaults to `20`): Steps between two checkpoints, of 1 GB; the last one is kept
             until the end.
-        on_step (`Callable[[int, int], Any]`, *optional*): Called after each step with the steps done and those in all.
+        on_step (`Callable[[str, int], Any]`, *optional*): Called after each step with the name of the warm start that
+            is trained and its steps done.
 
     Returns:
         `Path`: `folder/<name>/model`, a model folder in float32.
@@ -203,11 +211,12 @@ def warm_start(
     _check_recipe(recipe, target)
     if Path(target, "model").exists():
         return target / "model"
-    source = fetch(folder)
+    first = recipe.start
+    source = warm_start(folder, first, save_steps=save_steps, on_step=on_step) if first else fetch(folder)
     tokenizer = AutoTokenizer.from_pretrained(source)
     trainer = _make_trainer(recipe, source, tokenizer, target / "checkpoints", save_steps)
     if on_step is not None:
-        trainer.add_callback(_AfterStep(lambda state: on_step(state.global_step, state.max_steps)))
+        trainer.add_callback(_AfterStep(lambda state: on_step(name, state.global_step)))
     trainer.train(resume_from_checkpoint=get_last_checkpoint(target / "checkpoints"))
     trainer.model.save_pretrained(target / "unfinished")
     tokenizer.save_pretrained(target / "unfinished")
