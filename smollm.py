@@ -20,13 +20,13 @@ from rich.table import Table
 
 import train
 from experiments import word_problems
-from experiments.language_model import WARM_STARTS, FetchError, evaluate, fetch, load_policy, warm_start
+from experiments.language_model import WARM_STARTS, FetchError, evaluate, fetch, load_policy, measure, warm_start
 from experiments.language_model.warm_starts import bf16_is_faster
 from quickstart import TrainingBar, progress_bar
 
 
 FOLDER, MODELS = Path("runs/smollm"), Path("runs/language_model")  # as configs/smollm.yaml has them
-WARM_START = "own_slips"
+WARM_START = "small_numbers"
 SEED = 0
 TEST_PROBLEMS = 64
 FIGURES = {
@@ -58,9 +58,13 @@ def main(options: list[str] | None = None) -> int:
         return 1
     recipe = WARM_STARTS[WARM_START]
     with progress_bar() as progress:
-        task = progress.add_task("Warm start", total=recipe.steps)
-        policy = warm_start(MODELS, WARM_START, on_step=lambda _, done: progress.update(task, completed=done))
-        progress.update(task, completed=recipe.steps)
+        tasks = {
+            name: progress.add_task(f"Warm start, {name}", total=WARM_STARTS[name].steps)
+            for name in (recipe.start, WARM_START)
+        }
+        warm_start(MODELS, WARM_START, on_step=lambda name, done: progress.update(tasks[name], completed=done))
+        for name, task in tasks.items():
+            progress.update(task, completed=WARM_STARTS[name].steps)
     train_set = word_problems.build_dataset(800, SEED, **recipe.problems)
     test_set = word_problems.build_dataset(TEST_PROBLEMS, SEED, split="test", **recipe.problems)
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -72,13 +76,17 @@ def main(options: list[str] | None = None) -> int:
     # Before, CLIPO, after                                                 #
     ########################################################################
     console.rule("[bold]2  Before CLIPO")
-    before = measure(policy, test_set)
+    with console.status("Sampling answers to test problems"):
+        before = measure(MODELS, WARM_START, TEST_PROBLEMS)
+    show(before)
     console.rule("[bold]3  CLIPO")
     transformers.trainer.DEFAULT_PROGRESS_CALLBACK = TrainingBar
     precision = [] if bf16_is_faster() else ["--bf16", "false", "--dtype", "float32"]
     trainer = train.main(["--config", "configs/smollm.yaml", *precision, *(options or [])])
     console.rule("[bold]4  After CLIPO")
-    after = measure(Path(trainer.args.output_dir), test_set)
+    with console.status("Sampling answers to test problems"):
+        after = evaluate(*load_policy(trainer.args.output_dir), test_set, num_samples=4, seed=SEED)
+    show(after)
 
     ########################################################################
     # Results                                                              #
@@ -97,14 +105,9 @@ def main(options: list[str] | None = None) -> int:
     return 0
 
 
-def measure(folder: Path, test_set: datasets.Dataset) -> dict[str, float]:
-    """Sample the test set from a saved policy, and say how often it is right, and how often by luck."""
-    model, tokenizer = load_policy(folder)
-    with console.status("Sampling answers to test problems"):
-        figures = evaluate(model, tokenizer, test_set, num_samples=4, seed=SEED)
+def show(figures: dict[str, float]) -> None:
     luck = f"of which lucky {figures['lucky_share']:.0%} (right answer, wrong step)"
     console.print(f"Right answers {figures['accuracy']:.0%}, {luck}", highlight=False)
-    return figures
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ BYTES = {
     32: "\u0120",
 }  # as byte-level tokenizers write them
 WORDS = ["<unk>", "<|im_start|>", "<|im_end|>", *BYTES.values(), "ab"]
-TINY = WarmStart((Phase(2, drill=True), Phase(2, slip=0.5)), batch_size=2, trained_layers=1)
+TINY = WarmStart((Phase(2, drill=True), Phase(2)), batch_size=2, trained_layers=1)
 
 
 def write_gguf(path: Path) -> None:
@@ -185,14 +185,17 @@ class TestExamples:
         assert rows == list(warm_starts.examples(tokenizer, TINY))
         assert rows != list(warm_starts.examples(tokenizer, replace(TINY, seed=1)))
 
-    @pytest.mark.parametrize("slip, expected", [(0.0, 1.0), (1.0, 0.0)])
-    def test_slips_are_planted(self, slip, expected, monkeypatch):
+    def test_traces_are_right(self, monkeypatch):
         kept = []
         monkeypatch.setattr(warm_starts, "encode_example", lambda tokenizer, text, trace: kept.append((text, trace)))
         monkeypatch.setattr(word_problems, "make_problem", keep_problems := KeepProblems())
-        list(warm_starts.examples(None, WarmStart((Phase(5, slip=slip),), batch_size=4)))
-        checks = [word_problems.check(keep_problems.by_text[text], trace) for text, trace in kept]
-        assert sum(checked.strictly_correct for checked in checks) / 20 == expected
+        list(warm_starts.examples(None, WarmStart((Phase(5),), batch_size=4)))
+        problems = [keep_problems.by_text[text] for text, trace in kept]
+        assert len(problems) == 20
+        assert all(word_problems.split_of(problem) == "train" for problem in problems)
+        traces = [trace for _, trace in kept]
+        checks = map(word_problems.check, problems, traces)
+        assert all(checked.strictly_correct for checked in checks)
 
     def test_recipes_name_problems_that_there_are(self):
         for recipe in warm_starts.WARM_STARTS.values():

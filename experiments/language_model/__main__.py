@@ -1,6 +1,6 @@
 """`python -m experiments.language_model`: fetch the language model, warm-start it, measure it, sample from it."""
 
-import json
+import functools
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from transformers import HfArgumentParser
 
 from .. import word_problems
 from .fetching import FetchError, fetch
-from .sampling import figures, load_policy, read_rollouts, sample_problems, sample_rollouts
+from .sampling import measure, read_rollouts, sample_rollouts
 from .warm_starts import WARM_STARTS, warm_start
 
 
@@ -93,7 +93,12 @@ def prepare(settings: Settings) -> None:
     for name in settings.names:
         with progress_bar() as progress:
             train(folder, name, progress)
-            found = measure(folder, name, settings.eval_problems, progress)
+            task = progress.add_task(f"{name}: measuring", total=settings.eval_problems)
+            show = functools.partial(progress.update, task)
+            found = measure(
+                folder, name, settings.eval_problems, on_batch=lambda done, show=show: show(completed=done)
+            )
+            show(completed=settings.eval_problems)
             keep_rollouts(folder, name, settings.rollouts, progress)
         table.add_row(name, *(f"{found[key]:.0%}" for key in ("accuracy", "lucky_share", "strict_accuracy")))
     if settings.names:
@@ -111,21 +116,6 @@ def train(folder: Path, name: str, progress: Progress) -> None:
 
     warm_start(folder, name, on_step=show)
     show(name, WARM_STARTS[name].steps)
-
-
-def measure(folder: Path, name: str, n_problems: int, progress: Progress) -> dict[str, float]:
-    """Figures of a warm start, kept in its `figures.json` so that they are not sampled again."""
-    path = folder / name / "figures.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    if found.get("problems") != n_problems:
-        problems = word_problems.build_dataset(n_problems, seed=0, split="test", **WARM_STARTS[name].problems)
-        task, rollouts = progress.add_task(f"{name}: measuring", total=n_problems), []
-        for batch in sample_problems(*load_policy(folder / name / "model"), problems, num_samples=4):
-            rollouts += batch
-            progress.update(task, completed=batch[-1].group + 1)
-        found = {"problems": n_problems, **figures(rollouts)}
-        path.write_text(json.dumps(found, indent=1))
-    return found
 
 
 def keep_rollouts(folder: Path, name: str, n_problems: int, progress: Progress) -> None:

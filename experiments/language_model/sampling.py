@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import chain, word_problems
-from .warm_starts import bf16_is_faster
+from .warm_starts import WARM_STARTS, bf16_is_faster
 
 
 MAX_COMPLETION_TOKENS = 64  # the longest right trace of three operations has 52
@@ -188,6 +188,33 @@ def figures(rollouts: list[Rollout]) -> dict[str, float]:
         "strict_accuracy": chain.strict_accuracy(checks),
         "lucky_share": chain.lucky_share(checks),
     }
+
+
+def measure(
+    folder: str | Path, name: str, n_problems: int = 64, *, on_batch: Callable[[int], Any] | None = None
+) -> dict[str, float]:
+    """
+    [`figures`] of a warm start on problems of the test split, 4 rollouts each. Kept in `folder/<name>/figures.json`:
+    they are sampled once.
+
+    Args:
+        folder (`str` or `Path`): See [`warm_start`].
+        name (`str`): Of `WARM_STARTS`.
+        n_problems (`int`, *optional*, defaults to `64`): Problems.
+        on_batch (`Callable[[int], Any]`, *optional*): Called after each batch with the number of problems done.
+    """
+    path = Path(folder, name, "figures.json")
+    found = json.loads(path.read_text()) if path.exists() else {}
+    if found.pop("problems", None) != n_problems:
+        problems = word_problems.build_dataset(n_problems, seed=0, split="test", **WARM_STARTS[name].problems)
+        rollouts: list[Rollout] = []
+        for batch in sample_problems(*load_policy(Path(folder, name, "model")), problems, num_samples=4):
+            rollouts += batch
+            if on_batch is not None:
+                on_batch(batch[-1].group + 1)
+        found = figures(rollouts)
+        path.write_text(json.dumps({"problems": n_problems, **found}, indent=1))
+    return found
 
 
 def sample_rollouts(
