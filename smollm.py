@@ -21,12 +21,12 @@ from rich.table import Table
 import train
 from experiments import word_problems
 from experiments.language_model import WARM_STARTS, FetchError, evaluate, fetch, load_policy, measure, warm_start
-from experiments.language_model.warm_starts import bf16_is_faster
+from experiments.language_model.warm_starts import bf16_is_faster, lineage
 from quickstart import TrainingBar, progress_bar
 
 
 FOLDER, MODELS = Path("runs/smollm"), Path("runs/language_model")  # as configs/smollm.yaml has them
-WARM_START = "small_numbers"
+WARM_START = "mostly_sound"
 SEED = 0
 TEST_PROBLEMS = 64
 FIGURES = {
@@ -60,7 +60,7 @@ def main(options: list[str] | None = None) -> int:
     with progress_bar() as progress:
         tasks = {
             name: progress.add_task(f"Warm start, {name}", total=WARM_STARTS[name].steps)
-            for name in (recipe.start, WARM_START)
+            for name in lineage(WARM_START)
         }
         warm_start(MODELS, WARM_START, on_step=lambda name, done: progress.update(tasks[name], completed=done))
         for name, task in tasks.items():

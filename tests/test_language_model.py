@@ -27,7 +27,7 @@ BYTES = {
     32: "\u0120",
 }  # as byte-level tokenizers write them
 WORDS = ["<unk>", "<|im_start|>", "<|im_end|>", *BYTES.values(), "ab"]
-TINY = WarmStart((Phase(2, drill=True), Phase(2)), batch_size=2, trained_layers=1)
+TINY = WarmStart((Phase(2, drill="equations"), Phase(2)), batch_size=2, trained_layers=1)
 
 
 def write_gguf(path: Path) -> None:
@@ -167,13 +167,22 @@ class TestFetch:
 
 
 class TestExamples:
-    def test_only_results_of_a_drill_are_learned(self):
+    def test_only_answers_of_a_drill_are_learned(self):
         tokenizer = tiny_tokenizer()
-        example = warm_starts.encode_drill(tokenizer, ["17 - 9 = 8", "8 * 3 = 24"])
+        example = warm_starts.encode_drill(tokenizer, [("17 - 9 =", " 8"), ("8 * 3 =", " 24")])
         learned = [token for token in example["labels"] if token != -100]
         assert tokenizer.decode(example["input_ids"], skip_special_tokens=True) == "17 - 9 = 88 * 3 = 24"
         assert tokenizer.decode(learned, skip_special_tokens=True) == " 8 24"
         assert len(example["labels"]) == len(example["input_ids"])
+
+    def test_what_a_drill_asks(self):
+        problem = word_problems.Problem(17, (("-", 9), ("*", 3)), "", "yes", bound=20)
+        trace = word_problems.write_trace(problem)
+        equations, comparisons = (
+            warm_starts.drill_lines(problem, trace, drill) for drill in ("equations", "comparisons")
+        )
+        assert equations == [("17 - 9 =", " 8"), ("8 * 3 =", " 24")]
+        assert comparisons == [("Are there more than 20? 24 is", " more than 20")]
 
     def test_phases_follow_each_other(self):
         tokenizer = tiny_tokenizer()
@@ -197,9 +206,13 @@ class TestExamples:
         checks = map(word_problems.check, problems, traces)
         assert all(checked.strictly_correct for checked in checks)
 
-    def test_recipes_name_problems_that_there_are(self):
-        for recipe in warm_starts.WARM_STARTS.values():
-            word_problems.make_problem(random.Random(0), **recipe.problems)
+    @pytest.mark.parametrize("name", warm_starts.WARM_STARTS)
+    def test_every_recipe_has_examples(self, name):
+        recipe = warm_starts.WARM_STARTS[name]
+        phases = tuple(replace(phase, steps=1) for phase in recipe.phases)
+        rows = list(warm_starts.examples(tiny_tokenizer(), replace(recipe, phases=phases)))
+        assert len(rows) == len(phases) * recipe.batch_size
+        assert warm_starts.lineage(name)[-1] == name
 
 
 class KeepProblems:

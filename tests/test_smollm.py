@@ -32,9 +32,9 @@ def sandbox(tmp_path, monkeypatch):
 def test_from_end_to_end(sandbox, base, monkeypatch, capsys):  # noqa: F811
     (sandbox / "runs" / "language_model").mkdir(parents=True)
     (sandbox / "runs" / "language_model" / "base").symlink_to(base / "base")
-    first = warm_starts.WARM_STARTS[smollm.WARM_START].start
-    monkeypatch.setitem(warm_starts.WARM_STARTS, first, TINY)
-    monkeypatch.setitem(warm_starts.WARM_STARTS, smollm.WARM_START, replace(TINY, start=first))
+    for name in warm_starts.lineage(smollm.WARM_START):
+        recipe = replace(TINY, start=warm_starts.WARM_STARTS[name].start)
+        monkeypatch.setitem(warm_starts.WARM_STARTS, name, recipe)
     monkeypatch.setattr(smollm, "TEST_PROBLEMS", 2)
     small = ["--max_steps", "2", "--num_generations", "4", "--per_device_train_batch_size", "8"]
     assert smollm.main([*small, "--max_completion_length", "8", "--bf16", "false", "--dtype", "float32"]) == 0

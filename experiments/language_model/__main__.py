@@ -15,7 +15,7 @@ from transformers import HfArgumentParser
 from .. import word_problems
 from .fetching import FetchError, fetch
 from .sampling import measure, read_rollouts, sample_rollouts
-from .warm_starts import WARM_STARTS, warm_start
+from .warm_starts import WARM_STARTS, lineage, warm_start
 
 
 console = Console() if sys.stdout.isatty() else Console(width=120)
@@ -106,16 +106,11 @@ def prepare(settings: Settings) -> None:
 
 
 def train(folder: Path, name: str, progress: Progress) -> None:
-    """Make the warm start, with a bar for it and for any that it goes on from."""
-    tasks = {name: progress.add_task(f"{name}: warm start", total=WARM_STARTS[name].steps)}
-
-    def show(trained: str, done: int) -> None:
-        if trained not in tasks:
-            tasks[trained] = progress.add_task(f"{trained}: warm start", total=WARM_STARTS[trained].steps)
-        progress.update(tasks[trained], completed=done)
-
-    warm_start(folder, name, on_step=show)
-    show(name, WARM_STARTS[name].steps)
+    """Make the warm start, with a bar for it and for each that it goes on from."""
+    tasks = {each: progress.add_task(f"{each}: warm start", total=WARM_STARTS[each].steps) for each in lineage(name)}
+    warm_start(folder, name, on_step=lambda trained, done: progress.update(tasks[trained], completed=done))
+    for each, task in tasks.items():
+        progress.update(task, completed=WARM_STARTS[each].steps)
 
 
 def keep_rollouts(folder: Path, name: str, n_problems: int, progress: Progress) -> None:

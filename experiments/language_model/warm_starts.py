@@ -44,11 +44,11 @@ class Phase:
 
     Attributes:
         steps (`int`): Optimizer steps.
-        drill (`bool`): Equations alone, or stories.
+        drill (`str`, *optional*): `"equations"` or `"comparisons"` alone; else stories.
     """
 
     steps: int
-    drill: bool = False
+    drill: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,17 +81,28 @@ class WarmStart:
         return sum(phase.steps for phase in self.phases)
 
 
+SMALL_NUMBERS = {"num_operations": 2, "numbers": "small"}
 WARM_STARTS: dict[str, WarmStart] = {
     # Numbers of two digits, more than so short a course can teach: most right answers are lucky.
-    "own_slips": WarmStart((Phase(40, drill=True), Phase(60))),
+    "own_slips": WarmStart((Phase(40, drill="equations"), Phase(60))),
     # Small numbers, after those: most right answers are sound.
     "small_numbers": WarmStart(
-        (Phase(10, drill=True), Phase(14)),
+        (Phase(10, drill="equations"), Phase(14)),
         start="own_slips",
-        problems={"num_operations": 2, "numbers": "small"},
+        problems=SMALL_NUMBERS,
         seed=1,
     ),
+    # And comparisons, half of which those two guess: most answers are right, and most of those sound.
+    "mostly_sound": WarmStart(
+        (Phase(16, drill="comparisons"), Phase(8)), start="small_numbers", problems=SMALL_NUMBERS, seed=2
+    ),
 }
+
+
+def lineage(name: str) -> list[str]:
+    """The warm starts that lead to `name`, the first one first and itself last."""
+    start = WARM_STARTS[name].start
+    return [*(lineage(start) if start else []), name]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -99,14 +110,23 @@ WARM_STARTS: dict[str, WarmStart] = {
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def encode_drill(tokenizer: PreTrainedTokenizerBase, equations: list[str]) -> Example:
-    """Return `input_ids` and `labels` of equations, one a line; only their results have labels."""
+def drill_lines(problem: word_problems.Problem, trace: str, drill: str) -> list[tuple[str, str]]:
+    """What is asked and what is to be answered in each equation of a trace, or in its comparison."""
+    lines = trace.splitlines()
+    if drill == "comparisons":
+        number, sign, answer = lines[-2].partition(" is")
+        return [(f"Are there more than {problem.bound}? {number}{sign}", answer)]
+    equations = (line.partition("=") for line in lines if "=" in line)
+    return [(asked + sign, result) for asked, sign, result in equations]
+
+
+def encode_drill(tokenizer: PreTrainedTokenizerBase, lines: list[tuple[str, str]]) -> Example:
+    """Return `input_ids` and `labels` of lines; only their answers have labels."""
     example: Example = {"input_ids": [], "labels": []}
-    for equation in equations:
-        asked, sign, result = equation.partition("=")
-        asked_ids, result_ids = tokenizer(asked + sign)["input_ids"], tokenizer(f"{result}\n")["input_ids"]
-        example["input_ids"] += asked_ids + result_ids
-        example["labels"] += [-100] * len(asked_ids) + result_ids
+    for asked, answer in lines:
+        asked_ids, answer_ids = tokenizer(asked)["input_ids"], tokenizer(f"{answer}\n")["input_ids"]
+        example["input_ids"] += asked_ids + answer_ids
+        example["labels"] += [-100] * len(asked_ids) + answer_ids
     return example
 
 
@@ -114,21 +134,22 @@ def examples(tokenizer: PreTrainedTokenizerBase, recipe: WarmStart) -> Iterator[
     """The examples of a warm start, in order; problems are of the train split."""
     rng = random.Random(recipe.seed)
 
-    def trace() -> tuple[str, str]:
+    def worked() -> tuple[word_problems.Problem, str]:
         while True:
             problem = word_problems.make_problem(rng, **recipe.problems)
             if word_problems.split_of(problem) == "train":
-                return problem.text, word_problems.write_trace(problem)
+                return problem, word_problems.write_trace(problem)
 
     for phase in recipe.phases:
         for _ in range(phase.steps * recipe.batch_size):
-            if phase.drill:
-                equations: list[str] = []
-                while len(equations) < DRILL_LINES:
-                    equations += [line for line in trace()[1].splitlines() if "=" in line]
-                yield encode_drill(tokenizer, equations[:DRILL_LINES])
+            if phase.drill is None:
+                problem, trace = worked()
+                yield encode_example(tokenizer, problem.text, trace)
             else:
-                yield encode_example(tokenizer, *trace())
+                lines: list[tuple[str, str]] = []
+                while len(lines) < DRILL_LINES:
+                    lines += drill_lines(*worked(), phase.drill)
+                yield encode_drill(tokenizer, lines[:DRILL_LINES])
 
 
 @dataclass
