@@ -108,7 +108,7 @@ def describe_inputs(trainer: Any, script_args: Any, model_args: ModelConfig) -> 
     share = "all trained" if trained == total else f"{trained:,} trained ({trained / total:.2%})"
     rows = {
         "model": f"{model_args.model_name_or_path}: {total:,} parameters, {share}, {model_args.dtype}",
-        "data": f"{script_args.dataset_name} ({script_args.dataset_train_split}): {len(trainer.train_dataset):,} prompts",
+        "data": f"{describe_data(script_args)}: {len(trainer.train_dataset):,} prompts",
     }
     if trainer.eval_dataset is not None:
         sets = trainer.eval_dataset
@@ -118,6 +118,13 @@ def describe_inputs(trainer: Any, script_args: Any, model_args: ModelConfig) -> 
     weighted = zip(trainer.reward_weights.tolist(), trainer.reward_func_names, strict=True)
     rows["rewards"] = " + ".join(name if weight == 1 else f"{weight:g} x {name}" for weight, name in weighted)
     return rows
+
+
+def describe_data(script_args: Any) -> str:
+    """What is trained on, by name."""
+    if script_args.datasets:
+        return " + ".join(f"{entry.path} ({entry.split})" for entry in script_args.datasets)
+    return f"{script_args.dataset_name} ({script_args.dataset_train_split})"
 
 
 def describe_needs(trainer: Any, script_args: Any) -> dict[str, str]:
