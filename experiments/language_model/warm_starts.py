@@ -1,4 +1,4 @@
-"""Supervised warm starts of the language model on word problems: often right, and often right by luck.
+"""Supervised warm starts of the language model on word problems: half of the answers right, and some of those by luck.
 
 Minutes on two cores have to do. Drills come first, equations without a story, whose results alone are learned: they
 teach the arithmetic at a fifth of the tokens. Stories with their traces then teach to read and to answer. Matrix
@@ -85,14 +85,14 @@ SMALL_NUMBERS = {"num_operations": 2, "numbers": "small"}
 WARM_STARTS: dict[str, WarmStart] = {
     # Numbers of two digits, more than so short a course can teach: most right answers are lucky.
     "own_slips": WarmStart((Phase(40, drill="equations"), Phase(60))),
-    # Small numbers, after those: most right answers are sound.
+    # Small numbers, after those: about half of the right answers are lucky.
     "small_numbers": WarmStart(
         (Phase(10, drill="equations"), Phase(14)),
         start="own_slips",
         problems=SMALL_NUMBERS,
         seed=1,
     ),
-    # And comparisons, half of which those two guess: most answers are right, and most of those sound.
+    # And drilled comparisons: of the right answers, still half of all, most are sound.
     "mostly_sound": WarmStart(
         (Phase(16, drill="comparisons"), Phase(8)), start="small_numbers", problems=SMALL_NUMBERS, seed=2
     ),
