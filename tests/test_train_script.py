@@ -17,6 +17,7 @@ from trl import ModelConfig
 import train
 from clipo_trl import CLIPOConfig, CLIPOTrainer, ContrastiveHead
 from clipo_trl.cli import run_plan
+from clipo_trl.log_file import LOG_NAME, read_log
 
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +55,7 @@ def run(model_path, rows_path, tmp_path):
     def run(*overrides: str) -> CLIPOTrainer:
         paths = f"--model_name_or_path {model_path} --dataset_name {rows_path} --output_dir {tmp_path / 'out'}"
         argv = f"{paths} {TINY} {SMALL_BATCH} --reward_funcs test_train_script.even_length --save_strategy no"
+        argv += " --report false"  # test_report.py has it
         return train.main([*argv.split(), *" ".join(overrides).split()])
 
     return run
@@ -266,12 +268,17 @@ def test_unreadable_golds_stop_the_run(run, tmp_path):
 
 @pytest.mark.parametrize("word", ["True", "path"])
 def test_resume(run, tmp_path, word, capsys):
-    run("--max_steps 2 --save_strategy steps --save_steps 2")
+    run("--max_steps 2 --logging_steps 1 --save_strategy steps --save_steps 2")
     checkpoint = tmp_path / "out" / "checkpoint-2"
     capsys.readouterr()
-    trainer = run(f"--max_steps 4 --resume_from_checkpoint {checkpoint if word == 'path' else word}")
+    trainer = run(f"--max_steps 4 --logging_steps 1 --resume_from_checkpoint {checkpoint if word == 'path' else word}")
     assert trainer.state.global_step == 4
     assert len(logged(trainer, "train_runtime")) == 1 and trainer.head_learner.n_batches == 2
+    written = read_log(tmp_path / "out" / LOG_NAME)
+    keys = ("step", "epoch", "reward", "loss", "contrastive/loss/mean", "train_runtime")
+    assert [[row.get(key) for key in keys] for row in written] == [
+        [row.get(key) for key in keys] for row in trainer.state.log_history
+    ]
     assert "resume from" in capsys.readouterr().out
 
 
@@ -363,6 +370,9 @@ def test_two_processes_from_another_folder(model_path, rows_path, tmp_path):
     assert done.stdout.count("CLIPO: what will run") == 1  # the main process speaks for all
     assert "2 x cpu" in done.stdout and "2 processes x 4" in done.stdout
     assert (tmp_path / "out" / "model.safetensors").is_file()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Finished after 2 steps" in page and "2 × cpu" in page and "too few" not in page
+    assert len((tmp_path / "out" / "report" / "log.jsonl").read_text().splitlines()) == 1  # one process writes
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from reward_funcs.errors import UsageError
 from reward_funcs.pool import default_num_workers
 
 from ..algorithms import find_algorithm
-from ..capture import choose_capture_mode, trl_scores_rollouts
+from ..capture import choose_capture_mode, rollouts_are_scored, trl_scores_rollouts
 from ..environment import ENGINES
 from ..head import ContrastiveHead, head_settings
 from ..hidden_states import HiddenStateReader
@@ -110,7 +110,7 @@ def look_at_model(
     shifts = script_args.contrastive and HiddenStateReader(model, args.contrastive_layer).shifts_with_left_padding
     line = f"{name}, a {type(model).__name__} with hidden size {config.get_text_config().hidden_size}"
     try:
-        memory = memory_line(script_args, args, model_args, model)
+        memory = memory_line(script_args, args, model_args, adapted(model, model_args))
     except (AttributeError, TypeError) as error:  # of a model that describes itself in other words
         memory = f"not estimated: {error}"
     return shifts, line, memory
@@ -124,15 +124,20 @@ def dtype_of(args: CLIPOArguments, config: Any) -> torch.dtype:
     return name if isinstance(name, torch.dtype) else getattr(torch, str(name))
 
 
+def adapted(model: Any, model_args: ModelConfig) -> Any:
+    """A policy without weights with the adapter that it will get, which is put into it; itself if there is none."""
+    adapter = get_peft_config(model_args)
+    with torch.device("meta"):
+        return model if adapter is None else get_peft_model(model, adapter)
+
+
 def memory_line(script_args: ScriptArguments, args: CLIPOArguments, model_args: ModelConfig, model: Any) -> str:
-    """The estimate for a policy without weights, with the adapter that it would get."""
+    """The estimate for a policy without weights, adapted if it will be."""
     head = 0
     if script_args.contrastive:
         hidden = model.config.get_text_config().hidden_size
         head = sum(p.numel() for p in ContrastiveHead(hidden, **head_settings(args)).parameters())
-    adapter = get_peft_config(model_args)
-    with torch.device("meta"):
-        shape = shape_of(model if adapter is None else get_peft_model(model, adapter))
+    shape = shape_of(model)
     if model_args.load_in_4bit or model_args.load_in_8bit:
         shape = quantized(shape, 4 if model_args.load_in_4bit else 8)
     tokens = prompt_length(script_args)
@@ -140,16 +145,17 @@ def memory_line(script_args: ScriptArguments, args: CLIPOArguments, model_args: 
 
 
 def explain_capture_mode(args: CLIPOArguments, shifts_with_left_padding: bool) -> str:
-    scored = trl_scores_rollouts(args)
+    scored = rollouts_are_scored(args)
     plain_generate = not (args.use_vllm or args.use_transformers_continuous_batching or args.dynamic_sampling)
     mode = choose_capture_mode(
         scored_by_trl=scored, shifts_with_left_padding=shifts_with_left_padding, plain_generate=plain_generate
     )
     if mode == "fused":
-        corrected = args.use_vllm and args.vllm_importance_sampling_correction
-        reason = (
-            "for vLLM's importance-sampling correction" if corrected else "for the steps that reuse a generation batch"
-        )
+        reason = "for the steps that reuse a generation batch"
+        if args.use_vllm and args.vllm_importance_sampling_correction:
+            reason = "for vLLM's importance-sampling correction"
+        elif not trl_scores_rollouts(args):
+            reason = "because the reward type `likelihood` asks for it"
         return f"{mode}, {CAPTURE_MODES[mode]}, which it makes {reason}"
     why_not = " (not fused: padding on the left would move the model's learned positions)" if scored else ""
     sampler = "vLLM" if args.use_vllm else "continuous batching"

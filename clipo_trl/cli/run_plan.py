@@ -1,6 +1,8 @@
 """What a run of `clipo train` will do: the batch sizes multiplied out, and the table that it shows at its start."""
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from accelerate.logging import get_logger
@@ -15,8 +17,7 @@ from ..algorithms import find_algorithm
 from ..checkpoint import last_whole_checkpoint
 from ..parent_shapes import CLIPOArguments
 from ..success import SuccessRule
-from ..trainer import CLIPOMixin
-from .memory import describe_memory, estimate, prompt_length, shape_of
+from .memory import count_parameters, describe_memory, estimate, prompt_length, shape_of
 
 
 logger = get_logger(__name__)
@@ -73,25 +74,41 @@ def earlier_checkpoint(args: CLIPOArguments) -> str | None:
     return found
 
 
-def start_table(
-    trainer: Any, plan: Plan, script_args: Any, model_args: ModelConfig, earlier: str | None = None
-) -> Table:
+def describe_run(
+    trainer: Any,
+    plan: Plan,
+    script_args: Any,
+    model_args: ModelConfig,
+    earlier: str | None = None,
+    extra: Mapping[str, str] = MappingProxyType({}),
+) -> list[dict[str, str]]:
     """
-    What will run, a line for each subject, a section for each question: on what, how much, with which head, where to.
-    `earlier`: the checkpoint that [`earlier_checkpoint`] found.
+    What will run, a text for each subject, a section for each question: on what, how much, with which head, where to.
+    `earlier`: the checkpoint that [`earlier_checkpoint`] found; `extra`: more lines on how much, or others in their
+    place.
     """
-    with_clipo = isinstance(trainer, CLIPOMixin)
+    return [
+        describe_inputs(trainer, script_args, model_args),
+        describe_batches(trainer.args, plan) | describe_needs(trainer, script_args) | dict(extra),
+        describe_clipo(trainer, plan) if has_head(trainer) else {},
+        describe_policy(trainer.args, script_args.algorithm, earlier),
+    ]
+
+
+def has_head(trainer: Any) -> bool:
+    """Whether it trains with CLIPO; also told of what only describes a trainer."""
+    return getattr(trainer, "contrastive_head", None) is not None
+
+
+def start_table(trainer: Any, sections: list[dict[str, str]]) -> Table:
+    """The sections of [`describe_run`], a line for each subject."""
+    with_clipo = has_head(trainer)
     table = Table(
         title=f"{'CLIPO' if with_clipo else trainer._name}: what will run", box=box.ROUNDED, show_header=False
     )
     table.add_column(style="bold cyan", no_wrap=True)
     table.add_column()
-    for section in (
-        describe_inputs(trainer, script_args, model_args),
-        describe_batches(trainer.args, plan) | describe_needs(trainer, script_args),
-        describe_clipo(trainer, plan) if with_clipo else {},
-        describe_policy(trainer.args, script_args.algorithm, earlier),
-    ):
+    for section in sections:
         for subject, text in section.items():
             table.add_row(subject, Text(text))
         table.add_section()
@@ -99,12 +116,7 @@ def start_table(
 
 
 def describe_inputs(trainer: Any, script_args: Any, model_args: ModelConfig) -> dict[str, str]:
-    model: Any = trainer.model
-    if hasattr(model, "get_nb_trainable_parameters"):  # PEFT counts quantized weights right
-        trained, total = model.get_nb_trainable_parameters()
-    else:  # under ZeRO-3 parameters are empty shells, and their size stands in `ds_numel`
-        sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
-        trained, total = sum(size for size, is_trained in sizes if is_trained), sum(size for size, _ in sizes)
+    trained, total = count_parameters(trainer.model)
     share = "all trained" if trained == total else f"{trained:,} trained ({trained / total:.2%})"
     rows = {
         "model": f"{model_args.model_name_or_path}: {total:,} parameters, {share}, {model_args.dtype}",

@@ -11,6 +11,7 @@ command line, which has the last word. Of several files the later ones win, fiel
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from rich.console import Console
+from rich.text import Text
 from transformers import AutoTokenizer
 from trl import DatasetMixtureConfig, GRPOTrainer, ModelConfig, get_peft_config, get_quantization_config
 
@@ -32,14 +35,22 @@ from ..algorithms import find_algorithm
 from ..callbacks import SuspiciousRolloutsCallback
 from ..health import HealthCallback
 from ..hub import HubError
+from ..log_file import LOG_NAME, LogFileCallback
 from ..parent_shapes import CLIPOArguments
+from ..report.callback import ReportCallback
+from ..report.page import write_report
 from .command_line import argument_errors, check_training, read_algorithm
+from .console import show_table
 from .data import drop_long_prompts, load_named_prompts, load_prompts
 from .mixture import load_mixture
 from .parsing import parse
-from .run_plan import earlier_checkpoint, plan_run, start_table
+from .run_plan import describe_run, earlier_checkpoint, plan_run, start_table
+from .stopping import StopCallback, describe_stop
 
 
+logger = get_logger(__name__)
+
+CONSOLES = ("table", "full")
 COMPARE_GOLDS = {verifiable_reward, math_accuracy_reward}  # by value, in worker processes
 
 
@@ -83,6 +94,14 @@ class ScriptArguments(DatasetMixtureConfig):
             List so many of the correct rollouts farthest from their group at each log. Needs `log_completions`.
         health_check (`bool`, *optional*, defaults to `True`):
             Warn when the logs show that nothing can be learned; see docs/metrics.md.
+        report (`bool`, *optional*, defaults to `True`):
+            Keep what a report needs in `output_dir/report/`, and write the page `output_dir/report.html` at the end;
+            see docs/report.md.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Check configuration, data and gold answers, show what would run, and stop: nothing is trained or written.
+        console (`str`, *optional*, defaults to `"table"`):
+            What a training prints: a short line a log (`"table"`), or every metric and transformers' bar (`"full"`).
+            All metrics are in `OUTPUT_DIR/log.jsonl` either way.
         max_unparsable_share (`float`, *optional*, defaults to `0.01`):
             Largest share of solutions, from 0 to 1, that may be unreadable for the rewards `verifiable` and
             `math_accuracy`; a larger one stops the run before it starts.
@@ -125,6 +144,20 @@ class ScriptArguments(DatasetMixtureConfig):
         },
     )
     health_check: bool = field(default=True, metadata={"help": "Warn when the logs show that nothing can be learned."})
+    report: bool = field(
+        default=True, metadata={"help": "Write report.html at the end, and keep what it takes in report/."}
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Check configuration, data and gold answers, show what would run, and stop."},
+    )
+    console: str = field(
+        default="table",
+        metadata={
+            "help": "What a training prints: a short line a log (table), or every metric (full). OUTPUT_DIR/log.jsonl has all.",
+            "choices": CONSOLES,
+        },
+    )
     max_unparsable_share: float = field(
         default=0.01, metadata={"help": "Largest share of solutions that the rewards may be unable to read."}
     )
@@ -135,13 +168,19 @@ class ScriptArguments(DatasetMixtureConfig):
         return [entry.path for entry in self.datasets] or [self.dataset_name or ""]
 
 
-def main(argv: list[str] | None = None) -> GRPOTrainer:
-    """Run the whole training; `argv` defaults to the command line. Returns the trainer, trained."""
+def main(argv: list[str] | None = None) -> GRPOTrainer | None:
+    """Run the whole training; `argv` defaults to the command line. Returns the trainer, trained; `None` after a dry
+    run."""
     check_training(argv)
     script_args, training_args, model_args = parse_arguments(argv)
     earlier = earlier_checkpoint(training_args)
     train_dataset, eval_datasets = load_data(script_args, training_args, model_args)
     plan = plan_run(training_args, len(train_dataset))
+    if script_args.dry_run:
+        from .dry_run import dry_run
+
+        dry_run(script_args, training_args, model_args, (train_dataset, eval_datasets), plan)
+        return None
     reward_funcs = load_reward_funcs(script_args, training_args, train_dataset)
     with hub_faults():
         trainer = find_algorithm(script_args.algorithm).trainer_class(script_args.contrastive)(
@@ -154,16 +193,39 @@ def main(argv: list[str] | None = None) -> GRPOTrainer:
             peft_config=get_peft_config(model_args),
         )
     name_dataset(trainer, script_args)
+    trainer.add_callback(LogFileCallback())
+    if script_args.console == "table":
+        show_table(trainer)
     if script_args.health_check and script_args.contrastive:
         trainer.add_callback(HealthCallback())
     if script_args.suspicious_rollouts:
         trainer.add_callback(SuspiciousRolloutsCallback(trainer, script_args.suspicious_rollouts))
+    sections: list[dict[str, str]] = []
     if trainer.accelerator.is_main_process:
-        Console().print(start_table(trainer, plan, script_args, model_args, earlier))
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+        sections = describe_run(trainer, plan, script_args, model_args, earlier)
+        Console().print(start_table(trainer, sections))
+    if script_args.report:
+        description = {subject: text for section in sections for subject, text in section.items()}
+        trainer.add_callback(ReportCallback(trainer, description))
+    train_until_stopped(trainer, argv)
     with hub_faults():
         save(trainer, script_args)
+    if trainer.accelerator.is_main_process:
+        Console(soft_wrap=True).print(Text(describe_saved(trainer)))
     return trainer
+
+
+def train_until_stopped(trainer: Any, argv: list[str] | None) -> None:
+    """Train; on a signal, save a checkpoint, tell how to go on, and exit as the signal's default action would."""
+    stop = StopCallback(trainer.accelerator)
+    trainer.add_callback(stop)
+    with stop:
+        trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    if stop.stopped:
+        if trainer.accelerator.is_main_process:
+            Console(stderr=True, soft_wrap=True).print(Text(describe_stop(stop, trainer, argv)))
+        trainer.end()
+        sys.exit(128 + stop.stopped)
 
 
 @contextmanager
@@ -276,6 +338,8 @@ def save(trainer: GRPOTrainer, script_args: ScriptArguments) -> None:
     names = script_args.dataset_names
     trainer.save_model(args.output_dir)
     trainer.save_state()
+    if script_args.report:
+        report(trainer)
     card: dict[str, Any] = {
         "model_name": Path(args.hub_model_id or args.output_dir).name,
         "dataset_name": None if script_args.datasets or Path(names[0]).exists() else names[0],
@@ -283,6 +347,26 @@ def save(trainer: GRPOTrainer, script_args: ScriptArguments) -> None:
     trainer.create_model_card(**card)
     if args.push_to_hub:
         trainer.push_to_hub(**card)
+
+
+def report(trainer: GRPOTrainer) -> None:
+    """Write the page that tells of the training. It is trained and saved: a page that fails is a warning."""
+    if not trainer.accelerator.is_main_process:
+        return
+    output_dir = str(trainer.args.output_dir)
+    try:
+        Console().print(f"Report: {write_report(output_dir)}", soft_wrap=True, highlight=False, markup=False)
+    except Exception as error:
+        logger.warning(
+            f"The report of this training was not written ({type(error).__name__}: {error}). The model is saved. To try again: "
+            f"clipo report {output_dir}"
+        )
+
+
+def describe_saved(trainer: Any) -> str:
+    """A line: where the run's results are."""
+    head = ", the head in contrastive_head/" if hasattr(trainer, "contrastive_head") else ""
+    return f"Saved in {trainer.args.output_dir}: the model{head}, all that was logged in {LOG_NAME}."
 
 
 def load_eval_datasets(script_args: ScriptArguments, held_out: Dataset | None = None) -> Dataset | dict[str, Dataset]:
