@@ -92,7 +92,7 @@ WARM_STARTS: dict[str, WarmStart] = {
         problems=SMALL_NUMBERS,
         seed=1,
     ),
-    # And drilled comparisons: of the right answers, still half of all, most are sound.
+    # And drilled comparisons: most of the right answers, about half of all, are sound.
     "mostly_sound": WarmStart(
         (Phase(16, drill="comparisons"), Phase(8)), start="small_numbers", problems=SMALL_NUMBERS, seed=2
     ),
