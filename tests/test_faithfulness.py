@@ -338,6 +338,12 @@ def test_studies_that_were_begun_with_an_older_layout_go_on(tmp_path):
     assert {job.work.func.__module__ for job in (*policies.values(), *runs.values())} == {studies.__name__}
 
 
+def test_a_phase_of_a_later_kind_is_another_policy():
+    with_it = studies.phase_settings(Phase("noisy", 1, 1e-3, shortcut=0.85))
+    without = studies.phase_settings(Phase("noisy", 1, 1e-3))
+    assert with_it == without | {"shortcut": 0.85} and "lazy" in without
+
+
 def test_pictures_do_not_need_the_report():
     code = "import sys, experiments.faithfulness.pictures; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
