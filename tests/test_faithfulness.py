@@ -1,9 +1,11 @@
 """The faithfulness experiment: its statistics on numbers with a known answer, its report, and a tiny run of it all."""
 
+import csv
 import json
 import math
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from scipy import stats
 
 from experiments.faithfulness import __main__ as command
-from experiments.faithfulness import arms, pictures, statistics
+from experiments.faithfulness import archive, arms, pictures, statistics
 from experiments.faithfulness import study as studies
 from experiments.faithfulness.jobs import write_json
 from experiments.faithfulness.report import TEST_SETS, write_report
@@ -214,6 +216,11 @@ def test_report(study, tmp_path):
     assert "| CLIPO | 3 | **−10.0** [−10.0, −10.0] | 3 of 3 | 0.50 [0.50, 0.50] | +0.0 [+0.0, +0.0] |" in report
     assert "| start |  | 50.0 / 25.0 / – |" in report
     assert "15 runs are reported" in report
+    with (tmp_path / "out" / "runs.csv").open() as file:
+        runs = list(csv.DictReader(file))
+    assert len(runs) == 15 and [run["seed"] for run in runs] == sorted(run["seed"] for run in runs)
+    (control,) = (run for run in runs if run["arm"] == "permuted")
+    assert control[statistics.PRIMARY] == "" and control["p1/accuracy"] == "0.75"
     assert "No run is finished." in report
     drawn = [line.partition("(")[2].rstrip(")") for line in report.splitlines() if line.startswith("![")]
     assert drawn == [
@@ -267,6 +274,30 @@ def test_embeddings_are_centred_in_their_groups(tmp_path):
     for here, there in zip(offsets[:3], offsets[3:], strict=True):
         np.testing.assert_allclose(here, there, atol=1e-9)
     pictures.plt.close(figure)
+
+
+def test_an_archive_of_finished_runs_is_gone_on_from(study, tmp_path):
+    """Unpacked, it gives the same metrics, and so the same report; nothing but finished runs is in it."""
+    origin, copy = tmp_path / "origin", tmp_path / "copy"
+    rough = make_run(10, 9, auroc=1 / 3)
+    rough["train"][9] |= {"contrastive/sound_auroc_reward": None, "contrastive/seconds": 0.1}
+    for seed in ("3", "4.partial"):
+        folder = origin / "runs" / "habit" / "grpo" / seed
+        folder.mkdir(parents=True)
+        write_json(folder / "result.json", {"name": "any", "settings": {"seed": 3}, "result": rough})
+        (folder / "embeddings.npz").write_text("left out")
+    assert archive.pack(origin, tmp_path / "new" / "kept.tar.gz") == 1
+    first = (tmp_path / "new" / "kept.tar.gz").read_bytes()
+    archive.pack(origin, tmp_path / "new" / "kept.tar.gz")
+    assert (tmp_path / "new" / "kept.tar.gz").read_bytes() == first
+
+    with tarfile.open(tmp_path / "new" / "kept.tar.gz") as tar:
+        assert tar.getnames() == ["runs/habit/grpo/3/result.json"]
+        tar.extractall(copy, filter="data")
+    kept = json.loads((copy / "runs" / "habit" / "grpo" / "3" / "result.json").read_text())
+    assert kept["settings"] == {"seed": 3} and "contrastive/seconds" not in kept["result"]["train"][9]
+    metrics = [statistics.run_metrics(run) for run in (rough, kept["result"])]
+    assert metrics[1] == pytest.approx(metrics[0], rel=1e-5, nan_ok=True)
 
 
 # ---------------------------------------------------------------------- the command
