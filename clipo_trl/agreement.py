@@ -1,13 +1,15 @@
-"""What a group's embeddings say of its correct rollouts, besides the loss: how well each agrees with the others.
+"""What can be said of a group's correct rollouts besides the loss: how well the embedding of each agrees with those of
+the others, and how likely each was to the policy.
 
 Beyond the paper. CLIPO pays minus the loss, whose denominator (the other positives, the wrong rollouts) varies more
 inside a group than its numerator does, so the reward can be blind to what the embeddings show. Agreement pays the
-numerator itself.
+numerator itself. Likelihood needs no embeddings.
 """
 
 import torch
 
-from .config import REWARD_TYPES, check_choice
+from .beyond_the_paper_config import SIMILARITY_SCORES
+from .config import check_choice
 
 
 def agreement_score(
@@ -45,7 +47,7 @@ def agreement_score(
         `tuple` of `score_PG` (`(P, G)`, detached, in [-2, 2] for agreement and [-4, 4] for the gap, 0 where there is
         none) and `is_scored_PG` (`(P, G)`, bool: correct, valid, with a positive and, for the gap, a negative).
     """
-    check_choice("reward_type", reward_type, REWARD_TYPES[1:])
+    check_choice("reward_type", reward_type, SIMILARITY_SCORES)
     valid_PG = torch.ones_like(correct_PG, dtype=torch.bool) if valid_PG is None else valid_PG.bool()
     unit_PGD = embeddings_PGD.detach().masked_fill(~valid_PG.unsqueeze(-1), 0.0)
     right_PG = valid_PG & correct_PG.bool()
@@ -68,6 +70,34 @@ def agreement_score(
     if reward_type == "similarity_gap":
         is_scored_PG = is_scored_PG & (n_negatives > 0)
         score_PG = to_positives_PG - to_negatives_PG
+    return _centred(score_PG, is_scored_PG), is_scored_PG
+
+
+def likelihood_score(
+    likelihood_PG: torch.Tensor, correct_PG: torch.Tensor, *, valid_PG: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Score of every correct rollout by its likelihood against the group's other correct ones, to be paid by
+    [`agreement_reward`]: centred as [`agreement_score`] is. Two correct rollouts are enough for it.
+
+    Args:
+        likelihood_PG (`torch.Tensor` of shape `(P, G)`): mean log-probability a token, not finite where there is none.
+        correct_PG (`torch.Tensor` of shape `(P, G)`, bool): True where the rollout succeeded.
+        valid_PG (`torch.Tensor` of shape `(P, G)`, bool, *optional*):
+            False where a rollout counts for nothing. Default: all True.
+
+    Returns:
+        `tuple` of `score_PG` (`(P, G)`, detached, in nats a token, 0 where there is none) and `is_scored_PG` (`(P,
+        G)`, bool: correct, valid, with a likelihood, and with another such one in the group).
+    """
+    valid_PG = torch.ones_like(correct_PG, dtype=torch.bool) if valid_PG is None else valid_PG.bool()
+    right_PG = valid_PG & correct_PG.bool() & likelihood_PG.isfinite()
+    is_scored_PG = right_PG & (right_PG.sum(1, keepdim=True) > 1)
+    return _centred(likelihood_PG.detach(), is_scored_PG), is_scored_PG
+
+
+def _centred(score_PG: torch.Tensor, is_scored_PG: torch.Tensor) -> torch.Tensor:
+    """The scores less their mean over the scored rollouts of the group; 0 elsewhere, whatever stands there."""
     score_PG = score_PG.masked_fill(~is_scored_PG, 0.0)
     mean_P1 = score_PG.sum(1, keepdim=True) / is_scored_PG.sum(1, keepdim=True).clamp(min=1)
-    return (score_PG - mean_P1).masked_fill(~is_scored_PG, 0.0), is_scored_PG
+    return (score_PG - mean_P1).masked_fill(~is_scored_PG, 0.0)

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 BASELINES = (None, "log_positives")
 SCHEDULES = ("constant", "linear", "cosine")
-REWARD_TYPES = ("loss", "agreement", "similarity_gap")
+SIMILARITY_SCORES = ("agreement", "similarity_gap")
+REWARD_TYPES = ("loss", *SIMILARITY_SCORES, "likelihood")
 
 
 @dataclass
@@ -16,10 +17,10 @@ class BeyondThePaperFields:
         default="loss",
         metadata={
             "help": "What a correct rollout's contrastive reward is read off: \"loss\" (minus its loss; the paper's way), "
-            '"agreement" (its embedding\'s mean cosine to the other correct rollouts) or "similarity_gap" (the same, less the '
-            "mean cosine to the wrong ones). The last two are centred in the group, need "
-            '`contrastive_similarity="cosine"`, and are beyond the paper: see `agreement_score`. The head learns from the '
-            "loss in any case.",
+            '"agreement" (its embedding\'s mean cosine to the other correct rollouts), "similarity_gap" (the same, less the '
+            'mean cosine to the wrong ones) or "likelihood" (its mean log-probability a token under the policy that wrote it; '
+            "the head has no say). The last three are centred in the group and beyond the paper: see `agreement_score`. The "
+            'two of embeddings need `contrastive_similarity="cosine"`. The head learns from the loss in any case.',
             "choices": REWARD_TYPES,
         },
     )

@@ -15,11 +15,13 @@ from .hidden_states import (
     HiddenStateReader,
     RolloutTokens,
     left_padded_reads,
+    mean_log_probability,
     right_padded,
     shown_to_themselves,
+    written_tokens,
 )
 from .images import check_tool_images
-from .parent_shapes import GRPOArguments
+from .parent_shapes import CLIPOArguments, GRPOArguments
 from .upstream.zero3_order import order_of_its_own
 
 
@@ -32,12 +34,17 @@ def trl_scores_rollouts(args: GRPOArguments) -> bool:
     return several_steps or (args.use_vllm and args.vllm_importance_sampling_correction)
 
 
+def rollouts_are_scored(args: CLIPOArguments) -> bool:
+    """Whether the first pass over the rollouts is one for the policy's log-probabilities: TRL's, or asked of it."""
+    return trl_scores_rollouts(args) or args.contrastive_reward_type == "likelihood"
+
+
 def choose_capture_mode(*, scored_by_trl: bool, shifts_with_left_padding: bool, plain_generate: bool) -> str:
     """
     The cheapest capture mode that there is: `"fused"`, `"decode"` or `"forward"`, see [`StateSource`].
 
     Args:
-        scored_by_trl (`bool`): TRL makes a pass over the rollouts anyway ([`trl_scores_rollouts`]).
+        scored_by_trl (`bool`): TRL makes a pass over the rollouts anyway ([`rollouts_are_scored`]).
         shifts_with_left_padding (`bool`): the model has learned positions, which the padding in that pass would move.
         plain_generate (`bool`): rollouts come from the policy's own `generate`.
     """
@@ -71,7 +78,8 @@ def split_passes(passes: list[list[int]], n: int) -> list[list[int]]:
 
 class StateSource:
     """
-    Pooled hidden states of the rollouts of this process, one generation batch after the other.
+    Pooled hidden states of the rollouts of this process, and their log-probabilities where a pass gives them, one
+    generation batch after the other.
 
     Args:
         reader (`HiddenStateReader`): knows where the policy's states come out.
@@ -84,9 +92,17 @@ class StateSource:
         accelerator (`Accelerator`): knows the other processes.
 
     Attributes:
+        is_scored (`bool`): the first pass over the rollouts is one for the policy's log-probabilities
+            ([`rollouts_are_scored`]), as with `"fused"` it has to be. False until it is set.
+        asks_for_scores (`bool`): TRL makes that pass for CLIPO alone. False until it is set.
         tokens (`RolloutTokens`, *optional*): the rollouts at hand; `None` outside of [`rollouts`] and in evaluation.
-        n_extra_passes (`int`): passes over the decoder made for the rollouts at hand alone.
+        likelihood_B (`torch.Tensor` of shape `(B,)`, *optional*): their mean log-probabilities, NaN where no token
+            counts; `None` where no pass gives them.
+        n_extra_passes (`int`): passes over the decoder made for CLIPO alone, for the rollouts at hand.
+        seconds (`float`): time that a pass asked of TRL took for them.
     """
+
+    is_scored = asks_for_scores = False
 
     def __init__(
         self, reader: HiddenStateReader, mode: str, pooling: str, eos_token_ids: list[int], accelerator: Accelerator
@@ -99,7 +115,8 @@ class StateSource:
     def _forget(self) -> None:
         self.tokens: RolloutTokens | None = None
         self._pooled_BH: torch.Tensor | None = None
-        self.n_extra_passes = 0
+        self.likelihood_B: torch.Tensor | None = None
+        self.n_extra_passes, self.seconds = 0, 0.0
 
     @contextmanager
     def rollouts(self) -> Iterator[None]:
@@ -137,7 +154,7 @@ class StateSource:
     ) -> tuple:
         """
         Call TRL's pass for log-probabilities with an attention mask, and read the states in it if this is the place.
-        The first pass after generation is that of the policy; the one of a reference adapter may follow.
+        The first pass after generation is that of the policy, if it is scored at all; that of a reference may follow.
 
         Args:
             score (`Callable`): the pass, `attention_mask -> (logps, ...)`.
@@ -146,20 +163,33 @@ class StateSource:
             hides_truncated (`bool`): the mask hides truncated completions from themselves
                 (`mask_truncated_completions`).
         """
-        if self.tokens is None or self.mode != "fused" or self._pooled_BH is not None:
+        is_policys = self.mode == "fused" or self.is_scored
+        if self.tokens is None or not is_policys or self.likelihood_B is not None:
             return score(attention_mask_BL)
         n_prompt = attention_mask_BL.size(1) - n_completion
-        reads_BL = left_padded_reads(self.tokens, self.pooling, n_prompt, n_completion)
-        pooler = ForwardPooler(reads_BL)
+        is_seen_BC = attention_mask_BL[:, n_prompt:] != 0
+        if self.mode == "fused":
+            logps, *others = self._read_while(score, attention_mask_BL, n_prompt, hides_truncated)
+            if hides_truncated:  # 0, as TRL has it for tokens that are masked
+                logps = logps.masked_fill(~is_seen_BC, 0.0)
+        else:
+            logps, *others = score(attention_mask_BL)
+        written_BC = written_tokens(self.tokens, n_completion).to(is_seen_BC.device)
+        self.likelihood_B = mean_log_probability(logps, is_seen_BC & written_BC)
+        return logps, *others
+
+    def _read_while(self, score: Callable, attention_mask_BL: torch.Tensor, n_prompt: int, hides_truncated: bool):
+        """The pass with the states read in it; with `hides_truncated` it shows truncated completions to themselves."""
+        assert self.tokens is not None  # inside `rollouts`
+        n_completion = attention_mask_BL.size(1) - n_prompt
+        pooler = ForwardPooler(left_padded_reads(self.tokens, self.pooling, n_prompt, n_completion))
         shown_BL = attention_mask_BL
         if hides_truncated:
             shown_BL = shown_to_themselves(attention_mask_BL, self.tokens, n_prompt)
         with self.reader.watch(pooler):
-            logps, *others = score(shown_BL)
+            output = score(shown_BL)
         self._pooled_BH = pooler.result()
-        if hides_truncated:  # 0, as TRL has it for tokens that are masked
-            logps = logps.masked_fill(attention_mask_BL[:, n_prompt:] == 0, 0.0)
-        return logps, *others
+        return output
 
     def pooled(
         self, model_wrapped: nn.Module, rows_per_pass: int, pad_token_id: int, image_inputs: ImageInputs | None = None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.utils import logging
 from trl import GRPOConfig
 
-from .beyond_the_paper_config import BASELINES, REWARD_TYPES, SCHEDULES, BeyondThePaperFields
+from .beyond_the_paper_config import BASELINES, REWARD_TYPES, SCHEDULES, SIMILARITY_SCORES, BeyondThePaperFields
 from .dynamic_sampling_config import DynamicSamplingConfigMixin
 
 
@@ -290,7 +290,7 @@ class CLIPOConfigMixin(  # a dataclass lists the fields of its last base first
                 f"`contrastive_reward_offset` ({self.contrastive_reward_offset}) is below `contrastive_reward_floor` "
                 f"({self.contrastive_reward_floor}), so every contrastive reward would be the floor. Lower the floor."
             )
-        if self.contrastive_reward_type != "loss" and self.contrastive_similarity != "cosine":
+        if self.contrastive_reward_type in SIMILARITY_SCORES and self.contrastive_similarity != "cosine":
             raise ValueError(
                 f"`contrastive_reward_type={self.contrastive_reward_type!r}` is a mean of cosines, but "
                 f"`contrastive_similarity` is {self.contrastive_similarity!r}. Set it to 'cosine', or the reward type to "

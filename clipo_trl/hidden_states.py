@@ -111,6 +111,25 @@ def shown_to_themselves(attention_mask_BL: torch.Tensor, tokens: RolloutTokens, 
     return shown_BL
 
 
+def written_tokens(tokens: RolloutTokens, n_completion: int) -> torch.Tensor:
+    """
+    Tokens that the policy wrote, its end token included: a bool mask `(B, C)` over completions that TRL padded on the
+    right to `n_completion` (C).
+    """
+    written_BC = torch.zeros(len(tokens), n_completion, dtype=torch.bool)
+    for row, ids in enumerate(tokens.completion_ids):
+        mask = tokens.policy_mask[row] if tokens.policy_mask is not None else [1] * len(ids)
+        written_BC[row, : len(ids)] = torch.tensor(mask, dtype=torch.bool)
+    return written_BC
+
+
+def mean_log_probability(logps_BC: torch.Tensor, is_counted_BC: torch.Tensor) -> torch.Tensor:
+    """Mean of the log-probabilities `(B, C)` of each rollout's tokens that count: `(B,)`, float32; NaN where none
+    does."""
+    sums_B = logps_BC.detach().float().masked_fill(~is_counted_BC, 0.0).sum(1)
+    return sums_B / is_counted_BC.sum(1)  # 0 / 0 = NaN
+
+
 def pool(states_BLH: torch.Tensor, reads_BL: torch.Tensor) -> torch.Tensor:
     """Mean over the positions where `reads_BL` is True: (B, H), float32; zeros where a row reads nothing."""
     # Not a product with the mask: NaN at a padded position must not leak into the mean.

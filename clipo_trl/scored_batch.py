@@ -24,9 +24,11 @@ class ScoredBatch:
             `is_scored_PG` is False.
         is_scored_PG (`torch.Tensor` of shape `(P, G)`, bool): correct rollouts with another one in their group.
         reward_PG (`torch.Tensor` of shape `(P, G)`): contrastive reward, calibrated if that is asked for.
-        is_paid_PG (`torch.Tensor` of shape `(P, G)`, bool): correct rollouts that have a loss, or an agreement in its
+        is_paid_PG (`torch.Tensor` of shape `(P, G)`, bool): correct rollouts that have a loss, or another score in its
             place.
         is_cut_PG (`torch.Tensor` of shape `(P, G)`, bool): where a bound of the reward acted.
+        likelihood_PG (`torch.Tensor` of shape `(P, G)`, *optional*): mean log-probability a token of each rollout,
+            NaN where no token counts; `None` where no pass gives it.
         pooled_BH (`torch.Tensor` of shape `(B, H)`): hidden states of this process, 0 where left out.
         local (`slice`): place of these B rollouts among the P * G.
         rewards (`dict[str, torch.Tensor]`): the other rewards, by the names of their functions, each of shape `(P,
@@ -47,5 +49,6 @@ class ScoredBatch:
     is_cut_PG: torch.Tensor
     pooled_BH: torch.Tensor
     local: slice
+    likelihood_PG: torch.Tensor | None = None
     rewards: dict[str, torch.Tensor] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)

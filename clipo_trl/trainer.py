@@ -18,7 +18,7 @@ import torch
 from accelerate.logging import get_logger
 from trl import GRPOConfig, GRPOTrainer
 
-from .capture import StateSource, choose_capture_mode, trl_scores_rollouts
+from .capture import StateSource, choose_capture_mode, rollouts_are_scored, trl_scores_rollouts
 from .checkpoint import load_checked, load_state, save_state
 from .completions_table import table_columns
 from .config import CLIPOConfig, CLIPOConfigMixin, warn_of_combinations
@@ -32,6 +32,7 @@ from .metrics import batch_metrics
 from .model_card import CITATION, PAPER_ID, PAPER_TITLE
 from .parent_shapes import CLIPOArguments, arguments_by_name, default_arguments, end_tokens
 from .scored_batch import ScoredBatch
+from .scoring import ScoringMixin
 from .sharing import SharingMixin
 from .success import find_success_rule, label_successes, warn_of
 from .upstream.zero3_order import forget_order_of_layers
@@ -47,7 +48,7 @@ def contrastive(completions, **kwargs) -> list[None]:
     return [None] * len(completions)
 
 
-class CLIPOMixin(SharingMixin, DynamicSamplingMixin):
+class CLIPOMixin(ScoringMixin, SharingMixin, DynamicSamplingMixin):
     """
     CLIPO for any trainer that is shaped like `GRPOTrainer`: `class MyTrainer(CLIPOMixin, GMPOTrainer)`, with a
     configuration `class MyConfig(CLIPOConfigMixin, GMPOConfig)`.
@@ -83,6 +84,8 @@ class CLIPOMixin(SharingMixin, DynamicSamplingMixin):
         if column := image_column(getattr(self.train_dataset, "column_names", None)):
             self._check_images(f"`train_dataset` has the column {column!r}")
         self.states = StateSource(reader, mode, self.args.contrastive_pooling, end_tokens(self), self.accelerator)
+        self.states.is_scored = rollouts_are_scored(self.args)
+        self.states.asks_for_scores = self.states.is_scored and not trl_scores_rollouts(self.args)
         self.contrastive_head = self._make_head(reader.hidden_size).to(self.accelerator.device)
         self.contrastive_head.trained_with = self._trained_with()
         self.head_learner = HeadLearner(self.contrastive_head, self.args, self.accelerator)
@@ -171,7 +174,7 @@ class CLIPOMixin(SharingMixin, DynamicSamplingMixin):
 
     def _choose_capture_mode(self, reader: HiddenStateReader) -> str:
         return choose_capture_mode(
-            scored_by_trl=trl_scores_rollouts(self.args),
+            scored_by_trl=rollouts_are_scored(self.args),
             shifts_with_left_padding=reader.shifts_with_left_padding,
             plain_generate=not (self.use_vllm or self.use_transformers_continuous_batching or self.rollout_func)
             and not (self.tools or self.args.dynamic_sampling),
@@ -225,7 +228,7 @@ class CLIPOMixin(SharingMixin, DynamicSamplingMixin):
         )
         if self.states.n_extra_passes:
             self._log_contrastive(extra_forward_passes=float(self.states.n_extra_passes))
-        own_seconds = time.perf_counter() - start
+        own_seconds = self.states.seconds + time.perf_counter() - start
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         start = time.perf_counter()
         rewards_per_func[:, self._column] = self._contrastive_column(rewards_per_func, pooled_BH)
@@ -251,7 +254,7 @@ class CLIPOMixin(SharingMixin, DynamicSamplingMixin):
         in_warmup = self.warmup.has_batch(self.head_learner.n_batches)
         progress = self.warmup.progress(self.state.global_step, self.state.max_steps)
         labels = (correct_N.view(-1, G), has_reward_N.view(-1, G))
-        batch = self.head_learner.score(pooled_BH, *labels, steps_PG, progress)
+        batch = self.head_learner.score(pooled_BH, *labels, steps_PG, progress, self.states.likelihood_B)
         columns = zip(self.reward_func_names, rewards_per_func.T.reshape(-1, *batch.correct_PG.shape), strict=True)
         batch.rewards = {name: column_PG for name, column_PG in columns if name != contrastive.__name__}
         batch.reward_PG = self.reward_to_pay(batch)

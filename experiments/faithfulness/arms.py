@@ -85,6 +85,7 @@ AGREEMENT = {
     "contrastive_reward_weight": 0.2,
     **WARMUP,
 }
+LIKELIHOOD = {"contrastive_reward_type": "likelihood", "contrastive_reward_weight": 0.2, **WARMUP}
 SPOT_CHECK = {"reward_weights": [1.0, 0.0, 1.0]}
 CALIBRATED = AGREEMENT | {
     "contrastive_calibration": True,
@@ -108,6 +109,8 @@ ARMS: dict[str, Arm] = {
     "similarity_gap": Arm(
         "similarity gap", AGREEMENT | {"contrastive_reward_type": "similarity_gap", "contrastive_debias": None}
     ),
+    "likelihood": Arm("likelihood", LIKELIHOOD),
+    "likelihood_permuted": Arm("likelihood, permuted", LIKELIHOOD, "permuted"),
 }
 CORE = ("grpo", "clipo", "permuted", "sorted", "agreement", "agreement_permuted")
 
