@@ -324,7 +324,7 @@ def test_default_settings():
     assert (settings.seeds, settings.first_seed, settings.steps) == (20, 1000, 100)
     assert Settings(arms=["all"]).arms == list(arms.ARMS)
     assert Settings(arms=["clipo", "grpo"]).arms == ["grpo", "clipo"]
-    assert {studies.REFERENCE, *studies.COMPARED} <= set(arms.CORE)
+    assert {studies.REFERENCE, *studies.COMPARED} <= set(arms.ARMS)
 
 
 def test_the_final_run_has_fresh_problems_and_policies():

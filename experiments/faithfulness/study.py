@@ -21,7 +21,7 @@ from .statistics import Metrics, Run, run_metrics
 
 
 REFERENCE = "grpo"  # differences are to this arm
-COMPARED = ("permuted", "agreement_permuted")  # and to these controls
+COMPARED = ("permuted", "agreement", "agreement_permuted", "likelihood_permuted")  # and to these arms
 LATER_PHASE_FIELDS = ("shortcut",)  # than version 0.1.0
 ARM_NAMES, POLICY_NAMES = ", ".join(arms.ARMS), ", ".join(arms.POLICIES)
 
