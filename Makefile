@@ -8,7 +8,7 @@ TESTING = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 GPU_PYTHON ?= python3
 
-.PHONY: install quickstart test test-all test-floor test-vllm test-matrix gpu gpu-wheels lint format clean
+.PHONY: install quickstart test test-all test-floor test-vllm test-matrix gpu gpu-wheels lint format docs docs-serve clean
 
 install: $(VENV)/installed
 
@@ -69,5 +69,12 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The variable silences the theme's advertisement of its successor.
+docs: install  ## the site in site/, to be opened as files; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: install  ## the same at http://127.0.0.1:8000, made again at each change
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
 clean:
-	rm -rf $(VENV) $(VENV_FLOOR) $(VENV_VLLM) wheels .gpu runs .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(VENV_FLOOR) $(VENV_VLLM) wheels .gpu runs site .pytest_cache .ruff_cache .mypy_cache

@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # for editors; at run time `__getattr__` imports them
     from .head import ContrastiveHead
     from .health import HealthCallback
     from .losses import contrastive_loss
+    from .report.callback import ReportCallback
+    from .report.page import write_report
     from .rewards import contrastive_reward
     from .trainer import CLIPOMixin, CLIPOTrainer
 
@@ -48,6 +50,7 @@ __all__ = [
     "DynamicSamplingConfigMixin",
     "DynamicSamplingMixin",
     "HealthCallback",
+    "ReportCallback",
     "RolloutEmbedder",
     "SuspiciousRolloutsCallback",
     "agreement_score",
@@ -55,6 +58,7 @@ __all__ = [
     "contrastive_loss",
     "contrastive_reward",
     "scheduled_margin",
+    "write_report",
 ]
 
 _MODULES = {
@@ -76,6 +80,7 @@ _MODULES = {
     "DynamicSamplingConfigMixin": "dynamic_sampling_config",
     "DynamicSamplingMixin": "dynamic_sampling",
     "HealthCallback": "health",
+    "ReportCallback": "report.callback",
     "RolloutEmbedder": "embedder",
     "SuspiciousRolloutsCallback": "callbacks",
     "conspo_weights": "conspo",
@@ -83,6 +88,7 @@ _MODULES = {
     "contrastive_reward": "rewards",
     "scheduled_margin": "conspo",
     "agreement_score": "agreement",
+    "write_report": "report.page",
 }
 _RENAMED = {"similarity_readout": "agreement_score"}
 

@@ -7,12 +7,8 @@ from rich.markup import escape
 from rich.table import Table
 from transformers import TrainerCallback
 
-from .completions_table import AGREEMENT
+from .completions_table import AGREEMENT, SUSPICIOUS, farthest_rows
 from .trainer import CLIPOMixin
-
-
-SUSPICIOUS = "suspicious"  # column of the completions table
-_ROUNDING = 1e-5  # agreements of rollouts that are as close as each other differ by less
 
 
 class SuspiciousRolloutsCallback(TrainerCallback):
@@ -58,8 +54,7 @@ class SuspiciousRolloutsCallback(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         rollouts: dict[str, Any] = self.trainer._logs
         agreement = list(rollouts["extra"][AGREEMENT])
-        below = [row for row, value in enumerate(agreement) if value is not None and value < -_ROUNDING]
-        farthest = sorted(below, key=agreement.__getitem__)[: self.num_rollouts]
+        farthest = farthest_rows(agreement, self.num_rollouts)
         # TRL builds its table after the callbacks have seen the log.
         rollouts["extra"][SUSPICIOUS] = [row in farthest for row in range(len(agreement))]
         if self.trainer._evaluating:

@@ -337,7 +337,8 @@ class CLIPOConfigMixin(  # a dataclass lists the fields of its last base first
                 f"`contrastive_warmup_steps` is {self.contrastive_warmup_steps} while `freeze_contrastive_head` is "
                 "True: a frozen head has nothing to learn in a warm-up. Set one of the two."
             )
-        if self.freeze_contrastive_head and self.contrastive_head_path is None:
+        is_read = self.contrastive_reward_type != "likelihood"  # which leaves the head without a say
+        if self.freeze_contrastive_head and self.contrastive_head_path is None and is_read:
             logger.warning(
                 "`freeze_contrastive_head` is True, but `contrastive_head_path` is None: the head is a random projection, which "
                 "nothing trains. To freeze a head that was trained, set `contrastive_head_path` to a saved one, a folder "

@@ -114,7 +114,8 @@ def _nothing_is_paid(args: CLIPOArguments, step: int) -> bool:
 
 
 def _is_idle(logs: Logs, args: CLIPOArguments) -> bool:
-    """Rollouts were fit to be anchors and none was. A frozen head needs none, as long as agreement is paid without."""
+    """Rollouts were fit to be anchors and none was. A frozen head needs none, as long as agreement or likelihood is
+    paid without."""
     paid_without = args.freeze_contrastive_head and logs.get(PAID) is not None
     return logs[ANCHORS] == 0 and logs[LEFT_OUT] < 1 and not paid_without
 

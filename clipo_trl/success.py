@@ -1,6 +1,7 @@
 """Which rewards say whether a rollout is correct. The contrastive loss is about correct against wrong: all else hangs
 on this."""
 
+from difflib import get_close_matches
 from typing import NamedTuple
 
 import torch
@@ -50,9 +51,11 @@ def find_success_rule(
     """
     rule = SuccessRule(wanted, "named") if wanted is not None else _by_default(weights, step_reward)
     if isinstance(wanted, str) or not rule.names or set(rule.names) - set(weights):
+        near = [name for word in set(rule.names) - set(weights) for name in get_close_matches(str(word), weights, n=1)]
+        meant = f" Did you mean {', '.join(map(repr, near))}?" if near and not isinstance(wanted, str) else ""
         raise ValueError(
             f"`{argument}` is {wanted!r}, but must be a list of names of reward functions. Choose from "
-            f"{list(weights)}."
+            f"{list(weights)}.{meant}"
         )
     if not any(weights[name] for name in rule.names):
         raise ValueError(

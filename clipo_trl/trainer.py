@@ -258,6 +258,9 @@ class CLIPOMixin(ScoringMixin, SharingMixin, DynamicSamplingMixin):
         columns = zip(self.reward_func_names, rewards_per_func.T.reshape(-1, *batch.correct_PG.shape), strict=True)
         batch.rewards = {name: column_PG for name, column_PG in columns if name != contrastive.__name__}
         batch.reward_PG = self.reward_to_pay(batch)
+        for callback in self.callback_handler.callbacks:
+            if hasattr(callback, "on_batch_scored"):  # an event of CLIPO's own: training, on every process
+                callback.on_batch_scored(self.args, self.state, self.control, batch=batch)
         self._log_contrastive(**batch_metrics(batch, self.accelerator))
         self._add_to_completions_table(len(pooled_BH), batch)
         reward_PG = batch.reward_PG

@@ -31,13 +31,19 @@ REWARD_FUNCS: dict[str, Callable[..., Sequence[float | None]]] = {
 }
 
 
+# TRL's own rewards under the names of TRL's GRPO script, taken from `trl.rewards` (slow to import) when asked for.
+TRL_REWARDS = ("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward", "get_soft_overlong_punishment")
+
+
 def get_reward_func(name: str, *, max_completion_length: int | None = None) -> Callable[..., Sequence[float | None]]:
     """
     Reward function by its name, or by a dotted path `package.module.function`.
 
     Args:
         name (`str`): `verifiable`, `math_accuracy`, `multiple_choice`, `format`, `equation_steps`,
-            `sound_equations`, `soft_overlong`, `verl_compatible`, `verl_boxed`, or a dotted path.
+            `sound_equations`, `soft_overlong`, `verl_compatible`, `verl_boxed`; a name of TRL's GRPO script, which
+            gives TRL's own function: `accuracy_reward`, `reasoning_accuracy_reward`, `think_format_reward`,
+            `get_soft_overlong_punishment` (1,280 tokens, the last 256 of them punished, as there); or a dotted path.
         max_completion_length (`int`, *optional*): Longest completion in tokens; `soft_overlong` needs it.
 
     Raises:
@@ -51,12 +57,22 @@ def get_reward_func(name: str, *, max_completion_length: int | None = None) -> C
         if max_completion_length is None:
             raise UsageError("Reward 'soft_overlong' needs `max_completion_length`, the longest completion in tokens.")
         return soft_overlong_punishment(max_completion_length)
+    if name in TRL_REWARDS:
+        return _trl_reward(name)
     if not all(name.split(".")) or "." not in name:
         known = ", ".join(sorted([*REWARD_FUNCS, "soft_overlong"], key=lambda name: name.startswith("verl_")))
         raise UsageError(
-            f"Unknown reward function '{name}'. Known: {known}; or give a dotted path, 'package.module.function'."
+            f"Unknown reward function '{name}'. Known: {known}; TRL's {', '.join(TRL_REWARDS)}; or give a dotted path, 'package.module.function'."
         )
     return import_function(name)
+
+
+def _trl_reward(name: str) -> Callable[..., Sequence[float | None]]:
+    import trl.rewards
+
+    if name == "get_soft_overlong_punishment":
+        return trl.rewards.get_soft_overlong_punishment(max_completion_len=1280, soft_punish_cache=256)
+    return getattr(trl.rewards, name)
 
 
 __all__ = [

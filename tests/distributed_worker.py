@@ -343,6 +343,12 @@ CASES = {
         "log_completions": True,
         "reward": [even, short],
     },
+    "likelihood": {
+        "contrastive_reward_type": "likelihood",
+        "contrastive_step_reward": "short",
+        "contrastive_reward_weight": 1.0,
+        "reward": [even, short],
+    },
     "one_group": {"reward": even_in_first_group},
     "no_group": {"reward": never},
     "warmup": {"contrastive_warmup_steps": 2},

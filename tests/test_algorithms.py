@@ -219,7 +219,7 @@ def test_the_script_trains(model_path, rows_path, tmp_path, name, contrastive, m
     tables = []
     monkeypatch.setattr(Console, "print", lambda self, table: tables.append(table))
     paths = f"--model_name_or_path {model_path} --dataset_name {rows_path} --output_dir {tmp_path / 'out'}"
-    rewards = "--reward_funcs test_train_script.even_length --save_strategy no --max_steps 2"
+    rewards = "--reward_funcs test_train_script.even_length --save_strategy no --max_steps 2 --report false"
     choice = f"--algorithm {name} --contrastive {contrastive}"
     trainer = train.main(f"{paths} {TINY} {SMALL_BATCH} {rewards} {choice}".split())
     assert type(trainer) is ALGORITHMS[name].trainer_class(contrastive)

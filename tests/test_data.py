@@ -244,7 +244,7 @@ def test_no_warning_without_gaps(caplog):
 
 
 def test_no_answer_at_all():
-    with pytest.raises(ValueError, match="none of 2 rows has an answer.*####"):
+    with pytest.raises(ValueError, match="none of 2 rows has an answer.*####.*`prompt` and `solution`"):
         to_prompt_solution(Dataset.from_dict({"question": ["a", "b"], "answer": ["1", "2"]}))
 
 

@@ -25,10 +25,10 @@ pytestmark = pytest.mark.slow  # several processes, launched for each backend
 HERE = Path(__file__).parent
 RESUMED = ["whole", "whole@whole/checkpoint-3", "whole@whole/checkpoint-6"]
 CASES = {
-    "ddp": ["decode", "forward", "fused", "mean", "agreement", "one_group", "no_group", "warmup"]
+    "ddp": ["decode", "forward", "fused", "mean", "agreement", "likelihood", "one_group", "no_group", "warmup"]
     + ["conspo", "conspo_parts", "images", "images_forward"],
     "zero2": ["decode", "forward", "fused", "warmup"],
-    "zero3": ["decode", "forward", "fused", "mean", "agreement", "one_group", "no_group", "warmup"]
+    "zero3": ["decode", "forward", "fused", "mean", "agreement", "likelihood", "one_group", "no_group", "warmup"]
     + [
         "tied_gather_off",
         "untied_gather_off",
@@ -38,7 +38,7 @@ CASES = {
         "conspo",
         "images_forward",
     ],
-    "fsdp2": ["decode", "forward", "fused", "mean", "one_group", "no_group", "warmup", "images_forward"],
+    "fsdp2": ["decode", "forward", "fused", "mean", "likelihood", "one_group", "no_group", "warmup", "images_forward"],
 }
 MORE_CASES = {
     "ddp": ["wide", "accuracy", "rounded_head", "other_head", "other_head_at_save", *RESUMED, "whole@killed_in_save"],
@@ -128,7 +128,7 @@ def test_rewards_and_head_are_those_of_one_process(backend, case, launched, alon
     first, second = launched(backend)(case)
     one = alone(case)
     modes = {"forward": "forward", "lora_gather_off": "forward", "from_elsewhere": "forward"}
-    modes |= {"fused": "fused", "conspo_parts": "fused", "images_forward": "forward"}
+    modes |= {"fused": "fused", "likelihood": "fused", "conspo_parts": "fused", "images_forward": "forward"}
     assert first["mode"] == one["mode"] == modes.get(case, "decode")
     assert len(one["seen"]) == len(first["seen"]) == len(second["seen"])
     for here, there, reference in zip(first["seen"], second["seen"], one["seen"], strict=True):
@@ -146,6 +146,7 @@ def test_rewards_and_head_are_those_of_one_process(backend, case, launched, alon
         torch.testing.assert_close(first["mean"], one["mean"])
     names = {"loss", "reward", "reward_std", "contrastive/head_loss", "contrastive/embedding_cosine_correct_wrong"}
     names |= {"contrastive/trust", "contrastive/lucky_share"}
+    names |= {"contrastive/likelihood_correct", "contrastive/sound_auroc_likelihood"}
     names |= {f"conspo/{name}" for name in ("objective", "p_correct", "score_gap", "live_groups", "score_staleness")}
     for row, reference in zip(first["log"], one["log"], strict=True):
         for name in names & reference.keys():

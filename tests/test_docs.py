@@ -1,5 +1,7 @@
-"""Links in the docs lead somewhere: each relative one to a file that is there, each anchor to a heading of it."""
+"""Links in the docs lead somewhere: each relative one to a file that is there, each anchor to a heading of it. The
+site has all pages, and all that is exported."""
 
+import importlib
 import re
 import runpy
 from collections.abc import Iterator
@@ -9,7 +11,7 @@ import pytest
 
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 FENCE = re.compile(r"^ *(```+|~~~+).*?^ *\1 *$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"(`+)(?!`).*?(?<!`)\1(?!`)")
@@ -78,9 +80,24 @@ def test_every_page_of_the_docs_can_be_reached():
             continue
         reached.add(page)
         waiting += [(page.parent / link.partition("#")[0]).resolve() for link in links(page) if link[0] != "#"]
-    assert {page for page in PAGES if page.parent.name == "docs"} <= reached
+    assert {page for page in PAGES if ROOT / "docs" in page.parents} <= reached
 
 
 def test_the_list_of_fields_is_that_of_the_code():
+    pytest.importorskip("trl")
     written = runpy.run_path(str(ROOT / "docs" / "configuration.py"))["page"]()
     assert written == (ROOT / "docs" / "configuration.md").read_text(), "run `python docs/configuration.py`"
+
+
+def test_the_site_has_every_page():
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in PAGES if ROOT / "docs" in page.parents}
+    navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2].partition("\n\n")[0]
+    named = re.findall(r"(?<= )(?!files/)(\S+\.md)$", navigation, re.MULTILINE)
+    assert sorted(named) == sorted(pages), "a page of docs/ takes one line under `nav` in mkdocs.yml"
+
+
+@pytest.mark.parametrize("name", ["clipo_trl", "reward_funcs"])
+def test_the_page_of_the_api_has_every_export(name):
+    described = re.findall(rf"^::: {name}\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    exported = importlib.import_module(name).__all__
+    assert sorted(described) == sorted(exported)

@@ -147,7 +147,16 @@ def test_the_rule_of_ways():
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, FUSED, {"num_iterations": 2}, {"dynamic_sampling": True}, CONTINUOUS], ids=str
+    "settings",
+    [
+        {},
+        FUSED,
+        {"num_iterations": 2},
+        {"dynamic_sampling": True},
+        {"contrastive_reward_type": "likelihood"},
+        CONTINUOUS,
+    ],
+    ids=str,
 )
 def test_a_run_reads_states_as_was_told(tmp_path, settings):
     told = run_choices.explain_capture_mode(tiny_config(tmp_path, **settings), shifts_with_left_padding=False)
@@ -156,6 +165,7 @@ def test_a_run_reads_states_as_was_told(tmp_path, settings):
     else:
         assert told.partition(",")[0] == record(tmp_path, max_steps=1, **settings).states.mode
     assert ("reuse a generation batch" in told) == (settings in (FUSED, {"num_iterations": 2}))
+    assert ("`likelihood` asks for it" in told) == ("contrastive_reward_type" in settings)
 
 
 def test_ways_with_vllm(tmp_path):

@@ -185,14 +185,17 @@ def contents(folder: Path) -> dict[int, dict]:
     return read_records(folder / "sums.jsonl")
 
 
-def test_a_run_cut_anywhere_ends_as_if_it_had_not_been(run, tmp_path, rows_path):
+def test_a_run_cut_anywhere_ends_as_if_it_had_not_been(run, tmp_path, caplog):
     whole_results = run()
     path = tmp_path / "out" / "sums.jsonl"
     whole, lines = contents(tmp_path / "out"), path.read_bytes()
     assert len(whole) == 12 and len({tuple(record["completions"]) for record in whole.values()}) > 6
     for end in (0, 1, len(lines) // 3, len(lines) // 2, lines.rindex(b"\n"), len(lines) - 20):
         path.write_bytes(lines[:end])
+        kept = lines[:end].count(b"\n")
+        caplog.clear()
         assert run() == whole_results
+        assert (f"{kept} of 12 problems were sampled before, and are kept" in caplog.text) == (kept > 0)
         assert contents(tmp_path / "out") == whole
         assert path.read_bytes().count(b"\n") == 12  # nothing twice
 

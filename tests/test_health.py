@@ -436,7 +436,7 @@ def test_the_script_has_it_unless_told_otherwise(tmp_path, model_path):
         f"--model_name_or_path {model_path} --dataset_name {path} --output_dir {tmp_path / 'out'} --use_cpu true --bf16 false "
         "--report_to none --disable_tqdm true --max_completion_length 4 --num_generations 4 --per_device_train_batch_size 4 "
         "--gradient_accumulation_steps 1 --max_steps 5 --logging_steps 1 --save_strategy no "
-        "--reward_funcs test_health.always_zero"
+        "--report false --reward_funcs test_health.always_zero"
     ).split()
     for options, expected in (([], 1), (["--health_check", "false"], 0)):
         callbacks = train.main([*argv, *options]).callback_handler.callbacks

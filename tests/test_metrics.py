@@ -1,8 +1,13 @@
-"""What is logged, against loops over pairs."""
+"""What is logged, against loops over pairs; and that the page on metrics has all of it."""
+
+import re
+from pathlib import Path
 
 import torch
 from sklearn.metrics import roc_auc_score
+from tiny_models import letters_reward, tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
 
+from clipo_trl import CLIPOTrainer
 from clipo_trl.metrics import pair_cosines, rollout_metrics, sound_against_lucky
 
 
@@ -54,3 +59,44 @@ def test_sound_against_lucky_is_the_auroc_of_each_group():
             difference += n_pairs * (score[p][sound[p]].mean() - score[p][lucky[p]].mean()).item()
             number += n_pairs
     torch.testing.assert_close(sound_against_lucky(score, sound, lucky), torch.tensor([ranked, difference, number]))
+
+
+def steps_reward(completions, **kwargs) -> list[float]:
+    """Sound: an even number of characters, the first of them a small one."""
+    return [float(completion[0]["content"][:1].islower()) for completion in completions]
+
+
+def documented() -> dict[str, str]:
+    """What docs/metrics.md says of each metric (a pattern of its name): the last cell of its row."""
+    found = {}
+    text = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
+    for names, healthy in re.findall(r"^\| (`.*?`) \|.*\| (.*?) \|$", text, re.MULTILINE):
+        first, *others = re.findall(r"`([^`]+)`", names)
+        stem = re.match(r"(?:sound_)?[a-z]+", first)[0]
+        for name in others:
+            name = f"{stem}{name}" if name[0] == "/" else rf"{stem}\w*{name.lstrip('.')}"
+            found[name] = healthy
+        found[first] = healthy
+    return found
+
+
+def test_every_metric_has_a_row_that_says_what_is_healthy(tmp_path):
+    args = tiny_config(
+        tmp_path,
+        max_steps=2,
+        logging_steps=1,
+        reward_weights=[1.0, 0.0],
+        contrastive_success_rewards=["letters_reward"],
+        contrastive_step_reward="steps_reward",
+        contrastive_calibration=True,
+        contrastive_reward_schedule="linear",
+    )
+    trainer = CLIPOTrainer(
+        tiny_model(), [letters_reward, steps_reward], args, tiny_dataset(), processing_class=tiny_tokenizer()
+    )
+    trainer.train()
+    logged = {name.partition("/")[2] for entry in trainer.state.log_history for name in entry if name[:4] == "cont"}
+    rows = documented()
+    assert len(logged) > 20
+    assert {name for name in logged if not any(re.fullmatch(row, name) for row in rows)} == set()
+    assert all(healthy.strip() for healthy in rows.values())

@@ -215,6 +215,16 @@ def test_rewards_by_name_and_by_path():
             get_reward_func(name)
 
 
+def test_trls_rewards_by_the_names_of_its_script():
+    import trl.rewards
+
+    for name in ("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward"):
+        assert get_reward_func(name) is getattr(trl.rewards, name)
+    overlong = get_reward_func("get_soft_overlong_punishment")
+    lengths = [1024, 1152, 1280, 1281]
+    assert overlong(completion_ids=[[1] * length for length in lengths]) == [0.0, -0.5, -1.0, -1.0]
+
+
 def test_rewards_survive_pickling():
     """As asynchronous trainers need it, which send reward functions to other processes."""
     for reward in (verifiable_reward, math_accuracy_reward, multiple_choice_reward, format_reward):

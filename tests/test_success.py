@@ -36,3 +36,8 @@ def test_names_that_are_not_there(wanted):
 def test_weights_that_decide_nothing():
     with pytest.raises(ValueError, match="weigh 0"):
         find_success_rule({"mine": 0.0, "format": 1.0}, ["mine"], None)
+
+
+def test_a_name_that_is_nearly_right_is_told():
+    with pytest.raises(ValueError, match=r"Choose from \['my_reward', 'short'\]. Did you mean 'my_reward'\?"):
+        find_success_rule({"my_reward": 1.0, "short": 1.0}, ["my_rewards"], None)

@@ -54,6 +54,7 @@ def run(model_path, rows_path, tmp_path):
     def run(*overrides: str) -> CLIPOTrainer:
         paths = f"--model_name_or_path {model_path} --dataset_name {rows_path} --output_dir {tmp_path / 'out'}"
         argv = f"{paths} {TINY} {SMALL_BATCH} --reward_funcs test_train_script.even_length --save_strategy no"
+        argv += " --report false"  # test_report.py has it
         return train.main([*argv.split(), *" ".join(overrides).split()])
 
     return run
@@ -363,6 +364,9 @@ def test_two_processes_from_another_folder(model_path, rows_path, tmp_path):
     assert done.stdout.count("CLIPO: what will run") == 1  # the main process speaks for all
     assert "2 x cpu" in done.stdout and "2 processes x 4" in done.stdout
     assert (tmp_path / "out" / "model.safetensors").is_file()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Finished after 2 steps" in page and "2 × cpu" in page and "too few" not in page
+    assert len((tmp_path / "out" / "report" / "log.jsonl").read_text().splitlines()) == 1  # one process writes
 
 
 @pytest.mark.slow

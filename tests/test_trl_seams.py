@@ -14,7 +14,8 @@ import pytest
 from huggingface_hub import ModelCard
 from packaging.version import Version
 from tiny_models import letters_reward, tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
+from transformers.integrations import TensorBoardCallback
 from trl import GRPOConfig, GRPOTrainer, import_utils
 from trl import __version__ as trl_version
 from trl.models.utils import _ForwardRedirection
@@ -24,6 +25,7 @@ from clipo_trl.conspo_trainer import ConSPOMixin
 from clipo_trl.dynamic_sampling import DynamicSamplingMixin
 from clipo_trl.model_card import TRL_CITATION
 from clipo_trl.parent_shapes import end_tokens
+from clipo_trl.scoring import ScoringMixin
 from clipo_trl.sharing import SharingMixin
 from clipo_trl.trainer import CLIPOMixin
 from clipo_trl.upstream.continuous_batching import ContinuousBatchingMixin
@@ -158,7 +160,12 @@ LINES = [
         "_generate_and_score_completions",
         "if self.args.gradient_accumulation_steps % generate_every != 0 or "
         "( self.use_vllm and self.vllm_importance_sampling_correction ):",
-        "tells when TRL scores rollouts itself",
+        "tells when TRL scores rollouts itself, and has it score them where it would not",
+    ),
+    (
+        "_generate_and_score_completions",
+        "generate_every = self.args.steps_per_generation * self.num_iterations",
+        "a number of iterations that fits no accumulation has TRL score the rollouts",
     ),
     (
         "_generate_and_score_completions",
@@ -247,6 +254,15 @@ def test_policy_is_scored_before_a_reference():
     )
 
 
+def test_the_policy_is_scored_before_rewards():
+    """Likelihoods are there when the column is filled."""
+    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    scored, rewarded = source.find("old_per_token_logps, _, _ ="), source.find("self._calculate_rewards(")
+    assert 0 < scored < rewarded, moved(
+        GRPOTrainer, "_generate_and_score_completions", "gives rewards before it scores"
+    )
+
+
 def test_a_checkpoint_ends_with_the_trainer_state():
     """`trainer_state.json` is the sign of a whole checkpoint: after all else is written, before an older one is
     deleted."""
@@ -266,6 +282,7 @@ def test_nothing_that_the_mixin_overrides_has_vanished():
     mixins = CLIPOMixin.__mro__[: CLIPOMixin.__mro__.index(object)]
     assert set(mixins) == {
         CLIPOMixin,
+        ScoringMixin,
         SharingMixin,
         DynamicSamplingMixin,
         EvaluationMixin,
@@ -320,6 +337,7 @@ SET_OVER_THE_PARENTS = {
     "_current_train_step_time",
     "environment_factories",
     "environments",
+    "num_iterations",
     "_last_loaded_step",
     "_logs",
     "_step",
@@ -428,3 +446,27 @@ def test_what_is_taken_from_trls_card(tmp_path):
     before, found, citation = card.text.partition(TRL_CITATION)
     assert {"trl", "grpo", "mine"} <= set(card.data.tags) and before and found
     assert citation.strip().startswith("```bibtex") and citation.count("```") == 2
+
+
+def test_the_last_log_comes_before_the_trackers_are_closed(tmp_path):
+    """A report takes a log's row from the history, and sends its pictures at the last log of a training."""
+    events = []
+
+    class Events(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            assert logs.items() <= state.log_history[-1].items()
+            events.append("last log" if "train_runtime" in logs else "log")
+
+        def on_train_end(self, args, state, control, **kwargs):
+            events.append("end")
+
+    GRPOTrainer(
+        tiny_model(),
+        letters_reward,
+        tiny_config(tmp_path, GRPOConfig, max_steps=1),
+        train_dataset=tiny_dataset(),
+        processing_class=tiny_tokenizer(),
+        callbacks=[Events()],
+    ).train()
+    assert events == ["log", "last log", "end"], moved(Trainer, "log", "is called in another order")
+    assert "self.tb_writer.close()" in inspect.getsource(TensorBoardCallback.on_train_end)

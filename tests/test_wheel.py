@@ -86,7 +86,10 @@ def test_what_the_wheel_holds(wheel):
     modules = {
         str(path.relative_to(ROOT)) for top in ("clipo_trl", "reward_funcs") for path in (ROOT / top).rglob("*.py")
     }
-    assert modules | {"clipo_trl/py.typed"} <= set(names) and "clipo_trl/cli/main.py" in modules
+    assert (
+        modules | {"clipo_trl/py.typed", "clipo_trl/report/page.html"} <= set(names)
+        and "clipo_trl/cli/main.py" in modules
+    )
 
 
 def test_without_dependencies(environment, tmp_path):

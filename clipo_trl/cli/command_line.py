@@ -15,13 +15,14 @@ from typing import Any
 
 import yaml
 
-from reward_funcs import get_reward_func
+from reward_funcs import TRL_REWARDS, get_reward_func
 from reward_funcs.errors import MissingFile, UsageError
 
 from ..algorithms import ALGORITHMS, find_algorithm
 from .paths import check_dataset, check_model
 
 
+MIXTURE_FIELDS = ("path", "name", "data_dir", "data_files", "split", "columns", "fraction")  # of TRL's `DatasetConfig`
 Options = ChainMap[str, Any]  # the command line's, as lists of words, over the YAML file's, as they are
 
 
@@ -51,10 +52,10 @@ def check_training(argv: Sequence[str] | None = None) -> None:
     options = read_options(argv)
     if options is None:
         return
-    _check_given(options, "dataset_name", "model_name_or_path")
+    _check_training_data(options)
+    _check_given(options, "model_name_or_path")
     _check_counts(options, "max_train_samples", "max_eval_samples")
     check_model(_one(options, "model_name_or_path"), "model_name_or_path")
-    check_dataset(_one(options, "dataset_name"))
     _check_eval_datasets(options)
     _check_reward_funcs(_many(options, "reward_funcs"))
     with argument_errors():
@@ -203,6 +204,34 @@ def _check_counts(options: Options, *names: str) -> None:
             raise UsageError(f"`{name}` is {count}, but must be 1 or more. Leave it out to take all rows.")
 
 
+def _check_training_data(options: Options) -> None:
+    """Either `dataset_name`, or a mixture as TRL's scripts have it."""
+    entries = _many(options, "datasets")
+    if not entries:
+        _check_given(options, "dataset_name")
+        check_dataset(_one(options, "dataset_name"))
+        return
+    if name := _one(options, "dataset_name"):
+        raise UsageError(
+            f"`dataset_name` is {name!r}, but there is a mixture, `datasets`, too. Leave one of them out."
+        )
+    if _one(options, "streaming") in (True, "true", "True"):
+        raise UsageError(
+            "`streaming` is true, but the rewards read every solution before the training starts. Leave it out."
+        )
+    for entry in entries:
+        if not isinstance(entry, dict) or not entry.get("path"):
+            raise UsageError(
+                f"`datasets` holds {entry!r}, but must be a list of mappings with a `path` each, in a file given with --config."
+            )
+        if unknown := set(entry) - set(MIXTURE_FIELDS):
+            raise UsageError(
+                f"A dataset of the mixture has {sorted(unknown)}, which are no fields. Choose from {list(MIXTURE_FIELDS)}."
+            )
+        if entry.get("data_files") is None and entry.get("data_dir") is None:
+            check_dataset(entry["path"])
+
+
 def _check_named_datasets(entries: list[str]) -> None:
     for entry in entries:
         check_dataset(entry.rpartition("=")[2])
@@ -224,5 +253,5 @@ def _check_eval_datasets(options: Options) -> None:
 
 def _check_reward_funcs(names: list[str]) -> None:
     for name in names:
-        if name != "soft_overlong":  # which takes time to import, and is there
+        if name not in ("soft_overlong", *TRL_REWARDS):  # which take time to import, and are there
             get_reward_func(name)

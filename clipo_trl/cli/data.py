@@ -171,7 +171,10 @@ def to_prompt_solution(
     answered = [index for index, solution in enumerate(dataset["solution"]) if solution is not None]
     missing = len(dataset) - len(answered)
     if not answered:
-        raise UsageError(f"{name}: none of {missing} rows has an answer. Expected {layout.name}'s: {layout.example}.")
+        raise UsageError(
+            f"{name}: none of {missing} rows has an answer. Expected {layout.name}'s: {layout.example}. A file of "
+            "prompts and bare answers has the columns `prompt` and `solution`."
+        )
     if missing:
         logger.warning(f"{name}: {missing} of {len(dataset)} rows have no answer and are left out.")
         dataset = dataset.select(answered)

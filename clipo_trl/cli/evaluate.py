@@ -243,6 +243,11 @@ def sample_missing(
     missing = {
         name: len(dataset) - len(read_records(records_path(folder, name))) for name, dataset in datasets.items()
     }
+    for name, dataset in datasets.items():
+        if 0 < missing[name] < len(dataset):
+            logger.warning(
+                f"{name}: {len(dataset) - missing[name]} of {len(dataset)} problems were sampled before, and are kept."
+            )
     if any(missing.values()):
         options = {"tensor_parallel_size": args.tensor_parallel_size} if args.backend == "vllm" else {}
         sampler = SAMPLERS[args.backend](str(args.model), decoding, dtype=args.dtype, **options)

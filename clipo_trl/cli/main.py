@@ -47,9 +47,23 @@ def run_doctor() -> None:
     sys.exit(main())
 
 
+def run_report() -> None:
+    """Write the page that tells of a training."""
+    from ..environment import explained_imports
+    from .command_line import usage_errors
+
+    with usage_errors():
+        from .report import check_report, main
+
+        output_dir = check_report()
+        with explained_imports():
+            main(output_dir)
+
+
 COMMANDS = {
     "train": (run_train, "train a model with CLIPO"),
     "evaluate": (run_evaluate, "evaluate a model on test sets, or compare two"),
+    "report": (run_report, "write the page that tells of a training, finished or running"),
     "doctor": (run_doctor, "tell what is installed, what it can do, and how a run would read hidden states"),
 }
 

@@ -14,7 +14,7 @@ from reward_funcs.errors import UsageError
 from reward_funcs.pool import default_num_workers
 
 from ..algorithms import find_algorithm
-from ..capture import choose_capture_mode, trl_scores_rollouts
+from ..capture import choose_capture_mode, rollouts_are_scored, trl_scores_rollouts
 from ..environment import ENGINES
 from ..head import ContrastiveHead, head_settings
 from ..hidden_states import HiddenStateReader
@@ -140,16 +140,17 @@ def memory_line(script_args: ScriptArguments, args: CLIPOArguments, model_args: 
 
 
 def explain_capture_mode(args: CLIPOArguments, shifts_with_left_padding: bool) -> str:
-    scored = trl_scores_rollouts(args)
+    scored = rollouts_are_scored(args)
     plain_generate = not (args.use_vllm or args.use_transformers_continuous_batching or args.dynamic_sampling)
     mode = choose_capture_mode(
         scored_by_trl=scored, shifts_with_left_padding=shifts_with_left_padding, plain_generate=plain_generate
     )
     if mode == "fused":
-        corrected = args.use_vllm and args.vllm_importance_sampling_correction
-        reason = (
-            "for vLLM's importance-sampling correction" if corrected else "for the steps that reuse a generation batch"
-        )
+        reason = "for the steps that reuse a generation batch"
+        if args.use_vllm and args.vllm_importance_sampling_correction:
+            reason = "for vLLM's importance-sampling correction"
+        elif not trl_scores_rollouts(args):
+            reason = "because the reward type `likelihood` asks for it"
         return f"{mode}, {CAPTURE_MODES[mode]}, which it makes {reason}"
     why_not = " (not fused: padding on the left would move the model's learned positions)" if scored else ""
     sampler = "vLLM" if args.use_vllm else "continuous batching"

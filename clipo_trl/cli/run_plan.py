@@ -73,25 +73,30 @@ def earlier_checkpoint(args: CLIPOArguments) -> str | None:
     return found
 
 
-def start_table(
+def describe_run(
     trainer: Any, plan: Plan, script_args: Any, model_args: ModelConfig, earlier: str | None = None
-) -> Table:
+) -> list[dict[str, str]]:
     """
-    What will run, a line for each subject, a section for each question: on what, how much, with which head, where to.
+    What will run, a text for each subject, a section for each question: on what, how much, with which head, where to.
     `earlier`: the checkpoint that [`earlier_checkpoint`] found.
     """
+    return [
+        describe_inputs(trainer, script_args, model_args),
+        describe_batches(trainer.args, plan) | describe_needs(trainer, script_args),
+        describe_clipo(trainer, plan) if isinstance(trainer, CLIPOMixin) else {},
+        describe_policy(trainer.args, script_args.algorithm, earlier),
+    ]
+
+
+def start_table(trainer: Any, sections: list[dict[str, str]]) -> Table:
+    """The sections of [`describe_run`], a line for each subject."""
     with_clipo = isinstance(trainer, CLIPOMixin)
     table = Table(
         title=f"{'CLIPO' if with_clipo else trainer._name}: what will run", box=box.ROUNDED, show_header=False
     )
     table.add_column(style="bold cyan", no_wrap=True)
     table.add_column()
-    for section in (
-        describe_inputs(trainer, script_args, model_args),
-        describe_batches(trainer.args, plan) | describe_needs(trainer, script_args),
-        describe_clipo(trainer, plan) if with_clipo else {},
-        describe_policy(trainer.args, script_args.algorithm, earlier),
-    ):
+    for section in sections:
         for subject, text in section.items():
             table.add_row(subject, Text(text))
         table.add_section()
@@ -108,7 +113,7 @@ def describe_inputs(trainer: Any, script_args: Any, model_args: ModelConfig) -> 
     share = "all trained" if trained == total else f"{trained:,} trained ({trained / total:.2%})"
     rows = {
         "model": f"{model_args.model_name_or_path}: {total:,} parameters, {share}, {model_args.dtype}",
-        "data": f"{script_args.dataset_name} ({script_args.dataset_train_split}): {len(trainer.train_dataset):,} prompts",
+        "data": f"{describe_data(script_args)}: {len(trainer.train_dataset):,} prompts",
     }
     if trainer.eval_dataset is not None:
         sets = trainer.eval_dataset
@@ -118,6 +123,13 @@ def describe_inputs(trainer: Any, script_args: Any, model_args: ModelConfig) -> 
     weighted = zip(trainer.reward_weights.tolist(), trainer.reward_func_names, strict=True)
     rows["rewards"] = " + ".join(name if weight == 1 else f"{weight:g} x {name}" for weight, name in weighted)
     return rows
+
+
+def describe_data(script_args: Any) -> str:
+    """What is trained on, by name."""
+    if script_args.datasets:
+        return " + ".join(f"{entry.path} ({entry.split})" for entry in script_args.datasets)
+    return f"{script_args.dataset_name} ({script_args.dataset_train_split})"
 
 
 def describe_needs(trainer: Any, script_args: Any) -> dict[str, str]:

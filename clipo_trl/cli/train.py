@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from rich.console import Console
 from transformers import AutoTokenizer
-from trl import GRPOTrainer, ModelConfig, get_peft_config, get_quantization_config
+from trl import DatasetMixtureConfig, GRPOTrainer, ModelConfig, get_peft_config, get_quantization_config
 
 from reward_funcs import check_golds, get_reward_func, math_accuracy_reward, verifiable_reward
 from reward_funcs.errors import UsageError
@@ -33,23 +34,33 @@ from ..callbacks import SuspiciousRolloutsCallback
 from ..health import HealthCallback
 from ..hub import HubError
 from ..parent_shapes import CLIPOArguments
+from ..report.callback import ReportCallback
+from ..report.page import write_report
 from .command_line import argument_errors, check_training, read_algorithm
 from .data import drop_long_prompts, load_named_prompts, load_prompts
+from .mixture import load_mixture
 from .parsing import parse
-from .run_plan import earlier_checkpoint, plan_run, start_table
+from .run_plan import describe_run, earlier_checkpoint, plan_run, start_table
 
+
+logger = get_logger(__name__)
 
 COMPARE_GOLDS = {verifiable_reward, math_accuracy_reward}  # by value, in worker processes
 
 
 @dataclass
-class ScriptArguments:
+class ScriptArguments(DatasetMixtureConfig):
     """
     What to train on and what to reward; everything else is in `CLIPOConfig` and `ModelConfig`.
 
     Parameters:
         dataset_name (`str`):
-            Local file or folder, or name on the Hub; `clipo_trl.cli.data` lists the layouts that are understood.
+            Local file or folder, or name on the Hub; `clipo_trl.cli.data` lists the layouts that are understood. Or:
+        datasets (`list[DatasetConfig]`), test_split_size (`float` or `int`, *optional*):
+            A mixture in place of `dataset_name`, and the share (or number) of its rows that is held out to evaluate
+            on, as in TRL's scripts. Each dataset may have a layout of its own. In a YAML file only.
+        streaming (`bool`, *optional*, defaults to `False`):
+            TRL's, and refused: the rewards read every solution before the training starts.
         dataset_config (`str`, *optional*):
             Configuration of a dataset on the Hub (`main` for `openai/gsm8k`).
         dataset_train_split, dataset_test_split (`str`, *optional*, default to `"train"` and `"test"`):
@@ -77,6 +88,9 @@ class ScriptArguments:
             List so many of the correct rollouts farthest from their group at each log. Needs `log_completions`.
         health_check (`bool`, *optional*, defaults to `True`):
             Warn when the logs show that nothing can be learned; see docs/metrics.md.
+        report (`bool`, *optional*, defaults to `True`):
+            Keep what a report needs in `output_dir/report/`, and write the page `output_dir/report.html` at the end;
+            see docs/report.md.
         max_unparsable_share (`float`, *optional*, defaults to `0.01`):
             Largest share of solutions, from 0 to 1, that may be unreadable for the rewards `verifiable` and
             `math_accuracy`; a larger one stops the run before it starts.
@@ -119,9 +133,17 @@ class ScriptArguments:
         },
     )
     health_check: bool = field(default=True, metadata={"help": "Warn when the logs show that nothing can be learned."})
+    report: bool = field(
+        default=True, metadata={"help": "Write report.html at the end, and keep what it takes in report/."}
+    )
     max_unparsable_share: float = field(
         default=0.01, metadata={"help": "Largest share of solutions that the rewards may be unable to read."}
     )
+
+    @property
+    def dataset_names(self) -> list[str]:
+        """The datasets to train on: those of the mixture, or the one that `dataset_name` names."""
+        return [entry.path for entry in self.datasets] or [self.dataset_name or ""]
 
 
 def main(argv: list[str] | None = None) -> GRPOTrainer:
@@ -147,8 +169,13 @@ def main(argv: list[str] | None = None) -> GRPOTrainer:
         trainer.add_callback(HealthCallback())
     if script_args.suspicious_rollouts:
         trainer.add_callback(SuspiciousRolloutsCallback(trainer, script_args.suspicious_rollouts))
+    sections: list[dict[str, str]] = []
     if trainer.accelerator.is_main_process:
-        Console().print(start_table(trainer, plan, script_args, model_args, earlier))
+        sections = describe_run(trainer, plan, script_args, model_args, earlier)
+        Console().print(start_table(trainer, sections))
+    if script_args.report:
+        description = {subject: text for section in sections for subject, text in section.items()}
+        trainer.add_callback(ReportCallback(trainer, description))
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     with hub_faults():
         save(trainer, script_args)
@@ -166,9 +193,10 @@ def hub_faults() -> Iterator[None]:
 
 def name_dataset(trainer: Any, script_args: ScriptArguments) -> None:
     """Have the cards that are written on the way name the training data, too."""
-    assert script_args.dataset_name is not None
-    path = Path(script_args.dataset_name).expanduser()
-    trainer.dataset_label = f"`{path.name}` (a local file)" if path.exists() else script_args.dataset_name
+    trainer.dataset_label = ", ".join(
+        f"`{Path(name).name}` (a local file)" if Path(name).expanduser().exists() else name
+        for name in script_args.dataset_names
+    )
 
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[ScriptArguments, CLIPOArguments, ModelConfig]:
@@ -206,15 +234,15 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ScriptArguments, CLI
 
 def load_data(script_args: ScriptArguments, training_args: CLIPOArguments, model_args: ModelConfig):
     """Training set, and test sets if there is a schedule for them: columns `prompt` and `solution`."""
-    assert script_args.dataset_name is not None and model_args.model_name_or_path is not None  # both were checked
+    assert model_args.model_name_or_path is not None  # it was checked
+    evaluates = training_args.eval_strategy != "no"
     with training_args.main_process_first(desc="reading the datasets"):
-        train_dataset = load_prompts(
-            script_args.dataset_name,
-            script_args.dataset_config,
-            script_args.dataset_train_split,
-            instruction=script_args.instruction,
-            max_samples=script_args.max_train_samples,
-        )
+        train_dataset, held_out = load_training_set(script_args, training_args.seed)
+        if evaluates and script_args.datasets and held_out is None and script_args.eval_datasets is None:
+            raise UsageError(
+                f"`eval_strategy` is '{training_args.eval_strategy}', but the mixture `datasets` has no test set. Name test "
+                "sets with `eval_datasets`, or hold rows out with `test_split_size`."
+            )
         if script_args.max_prompt_length is not None:
             tokenizer = AutoTokenizer.from_pretrained(
                 model_args.model_name_or_path,
@@ -222,7 +250,16 @@ def load_data(script_args: ScriptArguments, training_args: CLIPOArguments, model
                 trust_remote_code=training_args.trust_remote_code,
             )
             train_dataset = drop_long_prompts(train_dataset, tokenizer, script_args.max_prompt_length)
-        return train_dataset, load_eval_datasets(script_args) if training_args.eval_strategy != "no" else None
+        return train_dataset, load_eval_datasets(script_args, held_out) if evaluates else None
+
+
+def load_training_set(script_args: ScriptArguments, seed: int) -> tuple[Dataset, Dataset | None]:
+    """What there is to train on, and what `test_split_size` holds out of a mixture."""
+    options: dict[str, Any] = {"instruction": script_args.instruction, "max_samples": script_args.max_train_samples}
+    if script_args.datasets:
+        return load_mixture(script_args, seed=seed, **options)
+    [name] = script_args.dataset_names
+    return load_prompts(name, script_args.dataset_config, script_args.dataset_train_split, **options), None
 
 
 def load_reward_funcs(script_args: ScriptArguments, training_args: CLIPOArguments, train_dataset: Dataset) -> list:
@@ -252,25 +289,44 @@ def save(trainer: GRPOTrainer, script_args: ScriptArguments) -> None:
     """The model, the head beside it if there is one, what was logged, the model card; and all of it on the Hub if that
     is asked for."""
     args: Any = trainer.args
-    assert script_args.dataset_name is not None
+    names = script_args.dataset_names
     trainer.save_model(args.output_dir)
     trainer.save_state()
+    if script_args.report:
+        report(trainer)
     card: dict[str, Any] = {
         "model_name": Path(args.hub_model_id or args.output_dir).name,
-        "dataset_name": None if Path(script_args.dataset_name).exists() else script_args.dataset_name,
+        "dataset_name": None if script_args.datasets or Path(names[0]).exists() else names[0],
     }
     trainer.create_model_card(**card)
     if args.push_to_hub:
         trainer.push_to_hub(**card)
 
 
-def load_eval_datasets(script_args: ScriptArguments) -> Dataset | dict[str, Dataset]:
-    """Load the test sets that `eval_datasets` names, or else the test split of `dataset_name`."""
-    name, split = script_args.dataset_name, script_args.dataset_test_split
+def report(trainer: GRPOTrainer) -> None:
+    """Write the page that tells of the training. It is trained and saved: a page that fails is a warning."""
+    if not trainer.accelerator.is_main_process:
+        return
+    output_dir = str(trainer.args.output_dir)
+    try:
+        Console().print(f"Report: {write_report(output_dir)}", soft_wrap=True, highlight=False, markup=False)
+    except Exception as error:
+        logger.warning(
+            f"The report of this training was not written ({type(error).__name__}: {error}). The model is saved. To try again: "
+            f"clipo report {output_dir}"
+        )
+
+
+def load_eval_datasets(script_args: ScriptArguments, held_out: Dataset | None = None) -> Dataset | dict[str, Dataset]:
+    """Load the test sets that `eval_datasets` names, or what was held out of a mixture, or else the test split of
+    `dataset_name`."""
+    split = script_args.dataset_test_split
     options: dict[str, Any] = {"instruction": script_args.instruction, "max_samples": script_args.max_eval_samples}
     if script_args.eval_datasets is not None:
         return load_named_prompts(script_args.eval_datasets, split, **options)
-    assert name is not None  # the command line was checked
+    if held_out is not None:
+        return held_out.select(range(min(script_args.max_eval_samples or len(held_out), len(held_out))))
+    [name] = script_args.dataset_names
     if Path(name).is_file():
         raise UsageError(
             f"`dataset_name` ('{name}') is one file, without a test split. Name test sets with `eval_datasets`, or set "
