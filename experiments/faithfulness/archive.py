@@ -1,8 +1,8 @@
 """
-`python -m experiments.faithfulness.archive STUDY ARCHIVE`: keep the finished runs of a study in one small file.
+`python -m experiments.faithfulness.archive --study STUDY --archive FILE`: keep the runs of a study in one small file.
 
 Of each run it keeps what reports read: counts and scores of every training step, to six digits, and the evaluations.
-Unpacked into a study's `--output_dir` (`tar -xzf ARCHIVE -C STUDY`), these runs are finished there and not run again.
+Unpacked into a study's `--output_dir` (`tar -xzf FILE -C STUDY`), these runs are finished there and not run again.
 The starting policies are not kept: the study makes them again from its first seed.
 """
 
