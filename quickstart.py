@@ -1,10 +1,14 @@
-"""CLIPO on a laptop, in a few minutes and without a network: `python quickstart.py`.
+"""CLIPO on a laptop, beside GRPO and the agreement reward, in about three minutes and without a network:
+`python quickstart.py`.
 
-A small language model, warm-started on arithmetic that a program checks step by step, is trained with CLIPO by `clipo
-train` on configs/quickstart.yaml. Everything goes to runs/quickstart/ and is seeded. Options of `clipo train` may
-follow: `python quickstart.py --use_cpu false --bf16 true` trains on a GPU.
+A small language model, warm-started on arithmetic that a program checks step by step, is trained three times by `clipo
+train` on configs/quickstart.yaml, one after the other: by GRPO alone, with CLIPO, and with the agreement of embeddings
+as the reward. Everything goes to runs/quickstart/ and is seeded. Options of `clipo train` may follow: `python
+quickstart.py --use_cpu false --bf16 true` trains on a GPU.
 """
 
+import contextlib
+import io
 import json
 import os
 import random
@@ -12,6 +16,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 import matplotlib.pyplot as plt
@@ -24,8 +29,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, ProgressCallback
+from trl import GRPOTrainer
 
 import train
+from clipo_trl.cli.quiet import quiet
 from experiments import chain
 from experiments.starting_policy import PHASES, Phase, evaluate_policy, warm_start
 
@@ -38,7 +45,30 @@ TEST_SETS = {
     "p2": "two more operations",
 }
 SEED = 0
-BLUE, RED, GREY = "#2166ac", "#c2452d", "#6b6b6b"
+BLUE, RED, GREY, GREEN = "#2166ac", "#c2452d", "#6b6b6b", "#2a8a57"
+
+
+class Arm(NamedTuple):
+    """A way to train: its name, its color in the picture, and its words for `clipo train`."""
+
+    name: str
+    color: str
+    words: tuple[str, ...] = ()
+
+
+ARMS = {
+    # CLIPO's policy waits for its head first: all three policies make the same number of steps.
+    "grpo": Arm("GRPO", GREY, ("--contrastive", "false", "--max_steps", "100")),
+    "clipo": Arm("CLIPO", BLUE),
+    "agreement": Arm(
+        "agreement", GREEN, ("--contrastive_reward_type", "agreement", "--contrastive_debias", "group_center")
+    ),
+}
+NEXT = (
+    ("python examples/odd_one_out.py", "what the trained head is good for"),
+    ("clipo train --config configs/quickstart.yaml --seed 1", "CLIPO once more, with another seed"),
+    ("clipo doctor --config configs/lora_single_gpu.yaml", "what a run of 3 billion parameters would need here"),
+)
 
 console = Console()
 
@@ -86,34 +116,43 @@ def main(options: list[str] | None = None) -> None:
     ########################################################################
     # Evaluate before                                                      #
     ########################################################################
-    console.rule("[bold]2  Before CLIPO")
+    console.rule("[bold]2  Before training")
     before = evaluate(policy, test_sets)
 
     ########################################################################
-    # Train with CLIPO: what `clipo train --config ...` does               #
+    # Train three times: what `clipo train --config ...` does; evaluate    #
     ########################################################################
-    console.rule("[bold]3  CLIPO")
-    transformers.trainer.DEFAULT_PROGRESS_CALLBACK = TrainingBar
-    trainer = train.main(["--config", "configs/quickstart.yaml", *(options or [])])
-    output_dir = Path(trainer.args.output_dir)
-
-    ########################################################################
-    # Evaluate after                                                       #
-    ########################################################################
-    console.rule("[bold]4  After CLIPO")
-    after = evaluate(output_dir, test_sets)
+    results, logs = {"before": before}, {}
+    for number, (key, arm) in enumerate(ARMS.items(), start=3):
+        console.rule(f"[bold]{number}  {arm.name}")
+        trainer = train_arm(key, options or [])
+        logs[key] = [entry for entry in trainer.state.log_history if "reward" in entry]
+        results["after" if key == "clipo" else key] = evaluate(FOLDER / key, test_sets)
+        if key == "clipo":
+            warmup_steps = trainer.args.contrastive_warmup_steps
 
     ########################################################################
     # Results: a table and a picture                                       #
     ########################################################################
-    console.rule("[bold]5  Results")
-    console.print(results_table(before, after))
-    (FOLDER / "results.json").write_text(json.dumps({"before": before, "after": after}, indent=2))
-    logs = [entry for entry in trainer.state.log_history if "reward" in entry]
-    draw(logs, trainer.args.contrastive_warmup_steps, before["test"], after["test"], FOLDER / "quickstart.png")
+    console.rule(f"[bold]{len(ARMS) + 3}  Results")
+    console.print(results_table(results))
+    console.print("One seed is an anecdote. What 20 paired seeds measured: docs/faithfulness.md", highlight=False)
+    (FOLDER / "results.json").write_text(json.dumps(results, indent=2))
+    draw(logs, warmup_steps, results, FOLDER / "quickstart.png")
     console.print(f"Done in {time.perf_counter() - start:.0f} seconds.", highlight=False)
-    console.print(f"  model    {output_dir}\n  head     {output_dir}/contrastive_head", highlight=False)
-    console.print(f"  picture  {FOLDER}/quickstart.png", highlight=False)
+    console.print(f"  models and heads  {FOLDER}/[grpo, clipo, agreement]", highlight=False, markup=False)
+    console.print(f"  picture           {FOLDER}/quickstart.png", highlight=False)
+    console.print("Next:")
+    for command, reason in NEXT:
+        console.print(f"  {command:55}  # {reason}", highlight=False, soft_wrap=True)
+
+
+def train_arm(key: str, options: list[str]) -> GRPOTrainer:
+    """Train an arm of `ARMS` into its folder; the table at the start of a run is shown for CLIPO alone."""
+    transformers.trainer.DEFAULT_PROGRESS_CALLBACK = TrainingBar
+    words = ["--config", "configs/quickstart.yaml", "--console", "full", *ARMS[key].words, *options]
+    with contextlib.nullcontext() if key == "clipo" else contextlib.redirect_stdout(io.StringIO()):
+        return train.main([*words, "--output_dir", str(FOLDER / key)])
 
 
 class TrainingBar(ProgressCallback):
@@ -147,71 +186,76 @@ def evaluate(model_path: Path, test_sets: dict[str, Dataset]) -> Results:
     return results
 
 
-def results_table(before: Results, after: Results) -> Table:
-    table = Table(title="Before and after CLIPO, on problems that training never saw")
-    table.add_column("test problems")
+def results_table(results: dict[str, Results]) -> Table:
+    table = Table(title="Before and after CLIPO, GRPO and agreement; problems that training never saw, one seed")
     columns = {
         "accuracy": "right answer",
         "lucky_share": "of which lucky",
         "strict_accuracy": "answer and all steps right",
     }
+    table.add_column("test problems")
+    table.add_column("policy")
     for title in columns.values():
         table.add_column(title, justify="right")
-    for name, title in TEST_SETS.items():
-        cells = [f"{before[name][key]:.1%} -> [bold]{after[name][key]:.1%}[/]" for key in columns]
-        table.add_row(title, *cells)
+    names = {"before": "before"} | {"after" if key == "clipo" else key: arm.name for key, arm in ARMS.items()}
+    for test_set, title in TEST_SETS.items():
+        for row, (key, name) in enumerate(names.items()):
+            cells = [f"{results[key][test_set][column]:.1%}" for column in columns]
+            table.add_row(title if row == 0 else "", name, *cells, end_section=row == len(names) - 1)
     return table
 
 
-def draw(logs: list[dict], warmup_steps: int, before: dict, after: dict, path: Path) -> None:
-    """Draw reward and accuracy, lucky share and cosines over the steps of training; dots are the test set, before and
-    after."""
+def draw(logs: dict[str, list[dict]], warmup_steps: int, results: dict[str, Results], path: Path) -> None:
+    """Draw accuracy and lucky share of the arms, and CLIPO's cosines, over the policy's steps; dots are the test set,
+    before and after."""
 
-    def series(name: str) -> np.ndarray:
-        return np.array([entry.get(name, np.nan) for entry in logs], dtype=float)
+    def series(key: str, name: str) -> np.ndarray:
+        return np.array([entry.get(name, np.nan) for entry in logs[key]], dtype=float)
 
-    def curve(axis: plt.Axes, values: np.ndarray, color: str, label: str) -> np.ndarray:
-        axis.plot(steps, values, color=color, alpha=0.22, linewidth=0.8)
+    def steps(key: str) -> np.ndarray:
+        return series(key, "step") - (0 if key == "grpo" else warmup_steps)
+
+    def curve(axis: plt.Axes, key: str, values: np.ndarray, color: str, label: str) -> np.ndarray:
+        axis.plot(steps(key), values, color=color, alpha=0.16, linewidth=0.8)
         smooth = moving_mean(values)
-        axis.plot(steps, smooth, color=color, linewidth=2, label=label)
+        axis.plot(steps(key), smooth, color=color, linewidth=2, label=label)
         return smooth
 
-    def dots(axis: plt.Axes, key: str, color: str) -> None:
-        x, y = [steps[0] - 1, steps[-1]], [before[key], after[key]]
-        axis.plot(
-            x, y, "o", color=color, markeredgecolor="white", markersize=8, zorder=5, clip_on=False, label="test set"
-        )
+    def dots(axis: plt.Axes, key: str, column: str, color: str) -> None:
+        before, after = (results[when]["test"][column] for when in ("before", "after" if key == "clipo" else key))
+        style = {"markeredgecolor": "white", "markersize": 8, "zorder": 5, "clip_on": False}
+        axis.plot([steps(key)[-1]], [after], "o", color=color, **style)
+        axis.plot([0], [before], "o", color="black", **style)
 
-    steps = series("step")
-    right, sound = series("rewards/answer_reward/mean"), series("rewards/steps_reward/mean")
     plt.rcParams.update(
         {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left"}
     )
     figure, (rewards, luck, cosines) = plt.subplots(1, 3, figsize=(13.5, 4), layout="constrained")
     figure.get_layout_engine().set(wspace=0.06)
-
-    rewards.set_title("Accuracy and reward")
-    curve(rewards, right, BLUE, "right answers")
-    dots(rewards, "accuracy", BLUE)
-    curve(rewards, series("reward"), GREY, "reward, contrastive part included")
-    rewards.set_ylim(0, 1.02)
-
+    rewards.set_title("Right answers (dots: test set)")
     luck.set_title("Lucky share of right answers (a step is wrong)")
-    curve(luck, 1 - sound / np.where(right > 0, right, np.nan), RED, "rollouts")
-    dots(luck, "lucky_share", RED)
+    cosines.set_title("CLIPO: cosine of two embeddings of a group")
+    for key, arm in ARMS.items():
+        right, sound = series(key, "rewards/answer_reward/mean"), series(key, "rewards/steps_reward/mean")
+        curve(rewards, key, right, arm.color, arm.name)
+        curve(luck, key, 1 - sound / np.where(right > 0, right, np.nan), arm.color, arm.name)
+        dots(rewards, key, "accuracy", arm.color)
+        dots(luck, key, "lucky_share", arm.color)
+    rewards.set_ylim(0, 1.02)
     luck.set_ylim(0, None)
     luck.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
-    cosines.set_title("Cosine of two embeddings of a group")
-    together = curve(cosines, series("contrastive/embedding_cosine_correct_correct"), BLUE, "correct and correct")
-    apart = curve(cosines, series("contrastive/embedding_cosine_correct_wrong"), RED, "correct and wrong")
-    cosines.fill_between(steps, apart, together, color=GREY, alpha=0.10, linewidth=0)
+    pairs = "contrastive/embedding_cosine_correct_"
+    together = curve(cosines, "clipo", series("clipo", f"{pairs}correct"), BLUE, "correct and correct")
+    apart = curve(cosines, "clipo", series("clipo", f"{pairs}wrong"), RED, "correct and wrong")
+    cosines.fill_between(steps("clipo"), apart, together, color=GREY, alpha=0.10, linewidth=0)
 
+    first, last = steps("clipo")[0] - 1, steps("clipo")[-1]
     for axis in (rewards, luck, cosines):
         if warmup_steps:
-            axis.axvspan(steps[0] - 1, warmup_steps, color=GREY, alpha=0.12, linewidth=0, label="warm-up of the head")
-        axis.set_xlabel("step")
-        axis.set_xlim(steps[0] - 1, steps[-1])
+            axis.axvspan(first, 0, color=GREY, alpha=0.12, linewidth=0, label="warm-up of the head")
+        axis.set_xlabel("step of the policy")
+        axis.set_xlim(first, last)
         axis.grid(axis="y", alpha=0.25)
         axis.legend(frameon=False, loc="best")
     figure.savefig(path, dpi=150)
@@ -226,4 +270,5 @@ def moving_mean(values: np.ndarray, window: int = 11) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with quiet():
+        main(sys.argv[1:])

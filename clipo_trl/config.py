@@ -6,7 +6,6 @@ rollouts of one prompt, H hidden size of the policy, D embedding size.
 
 import copy
 import inspect
-import math
 import textwrap
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from trl import GRPOConfig
 
 from .beyond_the_paper_config import BASELINES, REWARD_TYPES, SCHEDULES, SIMILARITY_SCORES, BeyondThePaperFields
 from .dynamic_sampling_config import DynamicSamplingConfigMixin
+from .value_checks import RANGES, check_choice, check_number
 
 
 if TYPE_CHECKING:
@@ -33,12 +33,6 @@ HEAD_TYPES = ("linear", "mlp")
 DEBIAS = (None, "layer_norm", "mean_subtract", "group_center")
 POOLINGS = ("mean", "last")
 WARMUP_POLICIES = ("frozen", "verifiable_reward")
-
-
-def check_choice(name: str, value: Any, choices: tuple) -> None:
-    """Raise a `ValueError` that names the argument `name`, its `value` and the allowed `choices`."""
-    if value not in choices:
-        raise ValueError(f"`{name}` is {value!r}, which is not known. Choose one of {list(choices)}.")
 
 
 # The fields, in groups. Each is described once, in its help: `--help` shows it, and the end of this file puts it into
@@ -275,14 +269,8 @@ class CLIPOConfigMixin(  # a dataclass lists the fields of its last base first
         check_choice("contrastive_pooling", self.contrastive_pooling, POOLINGS)
 
     def _check_numbers(self) -> None:
-        for name in ("contrastive_temperature", "contrastive_embedding_dim", "contrastive_learning_rate"):
-            self._check_number(name, getattr(self, name) > 0, "greater than 0")
-        for name in ("contrastive_reward_weight", "contrastive_weight_decay", "contrastive_warmup_steps"):
-            self._check_number(name, getattr(self, name) >= 0, "0 or greater")
-        for name in ("contrastive_reward_offset", "contrastive_success_threshold"):
-            self._check_number(name, True, "a finite number")
-        self._check_number("contrastive_num_positives", self.contrastive_num_positives >= 1, "1 or greater")
-        self._check_number("contrastive_reward_floor", self.contrastive_reward_floor <= 0, "at most 0")
+        for name in (name for names in RANGES.values() for name in names):
+            check_number(name, getattr(self, name))
 
     def _check_reward(self) -> None:
         if self.contrastive_reward_offset < self.contrastive_reward_floor:
@@ -350,11 +338,6 @@ class CLIPOConfigMixin(  # a dataclass lists the fields of its last base first
                 "`contrastive_warmup_policy='frozen'` does not work with `fp16=True`. Use `bf16=True`, or "
                 "`contrastive_warmup_policy='verifiable_reward'`."
             )
-
-    def _check_number(self, name: str, in_range: bool, expected: str) -> None:
-        value = getattr(self, name)
-        if not (in_range and math.isfinite(value)):
-            raise ValueError(f"`{name}` is {value}, but must be {expected}.")
 
 
 @dataclass

@@ -76,7 +76,11 @@ class Story:
     events: dict[str, tuple[str, ...]]
 
 
-NUMBERS = {"train": Numbers((5, 40), (2, 20), (2, 4)), "other": Numbers((41, 90), (21, 45), (3, 6))}
+NUMBERS = {
+    "train": Numbers((5, 40), (2, 20), (2, 4)),
+    "small": Numbers((4, 15), (2, 9), (2, 3)),
+    "other": Numbers((41, 90), (21, 45), (3, 6)),
+}
 STORIES: dict[str, tuple[Story, ...]] = {
     "train": (
         Story("shells", ("Mia", "Tom", "Lena"), "{name} has {n} shells.", {
@@ -194,7 +198,7 @@ def make_problem(
         num_operations (`int`, *optional*, defaults to `3`): Things that happen, 1 or more.
         answer (`str`, *optional*, defaults to `"yes_no"`): `"yes_no"`, `"choice"` or `"number"`.
         num_options (`int`, *optional*, defaults to `4`): Options of multiple choice, 2 to 26.
-        numbers (`str`, *optional*, defaults to `"train"`): `"train"` or `"other"`, see `NUMBERS`.
+        numbers (`str`, *optional*, defaults to `"train"`): `"train"`, `"small"` or `"other"`, see `NUMBERS`.
         stories (`str`, *optional*, defaults to `"train"`): `"train"` or `"other"`, see `STORIES`.
 
     Raises:

@@ -337,7 +337,7 @@ def check_python(words: list[str]) -> None:
 
 def check_script(path: Path, words: list[str], module: str | None = None) -> None:
     assert path.is_file(), f"no file {path}"
-    if path.name in ("train.py", "quickstart.py"):
+    if path.name in ("train.py", "quickstart.py", "smollm.py"):
         return parse_training(words) if path.name == "train.py" or words else None
     if path.name == "evaluate.py":
         return parse_evaluation(words)

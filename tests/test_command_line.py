@@ -50,6 +50,8 @@ def folder(tmp_path, monkeypatch) -> Path:
     (tmp_path / "tau.yaml").write_text("contrastive_temperature: 0.1\nreward_funcs: [format]")
     (tmp_path / "other_tau.yaml").write_text("contrastive_temperature: 0.2\nmodel_init_kwargs: {}")
     (tmp_path / "text.yaml").write_text("reward_funcs: verifiable")
+    (tmp_path / "null.yaml").write_text("contrastive_temperature: null")
+    (tmp_path / "misspelt.yaml").write_text("contrastive_temprature: 0.1")
     (tmp_path / "runs").mkdir()
     return tmp_path
 
@@ -87,6 +89,15 @@ TRAIN_MISTAKES = {
     f"{TRAIN} --reward_funcs verifibale": "Unknown reward function 'verifibale'",
     f"{TRAIN} --reward_funcs format nowhere.good": "there is no package or module 'nowhere'",
     f"{TRAIN} --config text.yaml": r"`reward_funcs` is 'verifiable', but must be a list. Write \[verifiable\]",
+    f"{TRAIN} --contrastive_temperature 0": "`contrastive_temperature` is 0.0, but must be greater than 0",
+    f"{TRAIN} --contrastive_temperature nan": "`contrastive_temperature` is nan, but must be greater than 0",
+    f"{TRAIN} --contrastive_reward_floor=0.5": "`contrastive_reward_floor` is 0.5, but must be at most 0",
+    f"{TRAIN} --contrastive_warmup_steps ten": "`contrastive_warmup_steps` is 'ten', but must be a whole number",
+    f"{TRAIN} --contrastive_level grup": "`contrastive_level` is 'grup', which is not known. Choose one of",
+    "--config full.yaml null.yaml": "`contrastive_temperature` is None, but must be a number",
+    "--config full.yaml misspelt.yaml": "'misspelt.yaml' has `contrastive_temprature`.* `contrastive_temperature`",
+    f"{TRAIN} --lerning_rate 1": "The command line has `lerning_rate`, .*Did you mean `learning_rate`",
+    f"{TRAIN} --conspo_temperature 1": "The command line has `conspo_temperature`, which is no field",
 }
 EVALUATE_MISTAKES = {
     "--config none.yaml": "Config file 'none.yaml' does not exist",
@@ -97,6 +108,7 @@ EVALUATE_MISTAKES = {
     f"{EVALUATE} --max_samples 0": "`max_samples` is 0",
     f"{EVALUATE} --reward_func nowhere.good": "there is no package or module 'nowhere'",
     "--model gpt2 --output_dir out": "`datasets` is missing",
+    f"{EVALUATE} --num_sample_s 3": "The command line has `num_sample_s`.*`num_samples`",
 }
 
 
@@ -123,6 +135,8 @@ def test_mistakes_of_evaluate(argv):
         f"{TRAIN} --model_name_or_path runs --dataset_name runs",
         f"{TRAIN} --eval_strategy steps --eval_datasets a=rows.jsonl rows.jsonl --reward_funcs verifiable soft_overlong",
         f"{TRAIN} --max_train_samples 1 --max_eval_samples none",  # no number: for the parser to say
+        f"{TRAIN} --algorithm conspo --conspo_temperature 1 --no_health_check --learning-rate=1 --lora_drop 0.1",
+        f"{TRAIN} --contrastive_temperature 1e-1 --contrastive_level batch --contrastive_success_rewards a b",
         "--config run.yaml --model_name gpt2",  # an abbreviation goes over the file's, too
     ],
 )
@@ -191,6 +205,8 @@ def test_variables_of_a_file_are_set(folder, monkeypatch):
 UNKNOWN = {
     "contrastive_temprature: 1": "Config file 'new.yaml' has `contrastive_temprature`, .* Did you mean `contrastive_temperature`",
     "num_generation: 8": "`num_generation`, .*Did you mean `num_generations`",
+    "contrastive_lamda: 0.1": "Did you mean `contrastive_reward_weight`",
+    "tau: 0.1": "Did you mean `contrastive_temperature`",
     "datset_name: a": "Did you mean `dataset_name`",
     "zzz: 1": "has `zzz`, which is no field. `--help` lists",
     "1: 1": "has `1`, which is no field",
@@ -267,6 +283,9 @@ def start(script: str, argv: str, *options: str) -> subprocess.CompletedProcess:
         ),
         ("evaluate.py", f"{EVALUATE} --datasets empty.jsonl", "Dataset file 'empty.jsonl' is empty"),
         ("evaluate.py", f"{EVALUATE} --reward_func my_rewards.god", "'my_rewards' .* has no 'god'. It has: good"),
+        ("clipo train", f"{TRAIN} --lerning_rate 1", "Did you mean `learning_rate`"),
+        ("clipo train", "--config misspelt.yaml", "Did you mean `contrastive_temperature`"),
+        ("train.py", f"{TRAIN} --contrastive_temperature 0", "must be greater than 0"),
         ("clipo train", f"{TRAIN} --max_train_samples 0", "`max_train_samples` is 0"),
         ("clipo evaluate", f"{EVALUATE} --reward_func my_rewards.god", "'my_rewards' .* has no 'god'. It has: good"),
     ],

@@ -12,15 +12,17 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from transformers import TrainingArguments
 from trl import ModelConfig, TrlParser
 
+import smollm
 from clipo_trl import CLIPOConfig
 from clipo_trl.cli.run_plan import plan_run
 from clipo_trl.cli.train import parse_arguments
 from clipo_trl.config import LEVELS, LOSS_TYPES
+from experiments.language_model.sampling import MAX_COMPLETION_TOKENS
 from train import ScriptArguments
 
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-RUNS = ["track1_gsm8k", "track2_math", "lora_single_gpu", "quickstart"]
+RUNS = ["track1_gsm8k", "track2_math", "lora_single_gpu", "quickstart", "smollm"]
 ON_CPU = ["--use_cpu", "true", "--bf16", "false"]
 
 
@@ -121,6 +123,16 @@ def test_lora_on_one_gpu():
     assert plan == (8, 8, 300, 300)
     assert args.contrastive_warmup_steps < plan.generation_batches
     assert model.use_peft and model.lora_target_modules == "all-linear"
+
+
+def test_a_language_model_on_a_cpu():
+    """The file fits what its script makes: folders, lengths, and a group in each batch."""
+    script, args, model = parse("smollm", "--bf16", "true")
+    assert Path(model.model_name_or_path) == smollm.MODELS / smollm.WARM_START / "model"
+    assert Path(script.dataset_name) == smollm.FOLDER / "train.jsonl"
+    assert args.use_cpu and args.bf16 and model.use_peft and args.contrastive_step_reward == "steps_reward"
+    assert plan_run(args, 800)[:2] == (4, 4)
+    assert args.max_completion_length <= MAX_COMPLETION_TOKENS
 
 
 @pytest.mark.parametrize("name", RUNS)

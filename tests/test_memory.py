@@ -110,6 +110,8 @@ def test_the_line_names_what_is_needed_at_once(tmp_path):
     parts |= {"rollouts": 3 * GIB, "training pass": 2 * GIB}
     line = describe_memory(arguments(tmp_path), parts, 512)
     assert line.startswith("about 8.00 GiB a process (weights 1.00, ") and "rollouts 3.00" in line
+    small = describe_memory(arguments(tmp_path), {name: size // 2**10 for name, size in parts.items()}, 512)
+    assert small.startswith("about 8.00 MiB a process (weights 1.00, ")
     assert "prompts of 512 tokens and completions of 2,048" in line
 
 

@@ -1,6 +1,7 @@
 """The quickstart from end to end, on its own configuration with tiny sizes."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from transformers.utils import logging
 import quickstart
 import train
 from clipo_trl import ContrastiveHead
+from clipo_trl.cli.main import COMMANDS
+from clipo_trl.cli.train import parse_arguments
 from experiments import starting_policy
 from experiments.starting_policy import Phase
 
@@ -54,15 +57,46 @@ def test_from_end_to_end(sandbox, monkeypatch, capsys):
         quickstart.main()
         output = capsys.readouterr().out
         assert "Before and after CLIPO" in output
-        assert "Done in" in output
+        assert "Done in" in output and "One seed is an anecdote" in output and "docs/faithfulness.md" in output
+        assert [line.split("  #")[0].strip() for line in output.splitlines()[-3:]] == [
+            words for words, _ in quickstart.NEXT
+        ]
     assert len(warm_starts) == 1  # the second run finds the policy of the first
 
     folder = sandbox / "runs" / "quickstart"
     results = json.loads((folder / "results.json").read_text())
     assert set(results["before"]) == set(results["after"]) == set(quickstart.TEST_SETS)
+    assert list(results) == ["before", "grpo", "after", "agreement"]
+    assert "CLIPO: what will run" in output and output.count("what will run") == 1
+    log = (folder / "agreement" / "log.jsonl").read_text()
+    assert "contrastive/reward/mean" in log and "contrastive/" not in (folder / "grpo" / "log.jsonl").read_text()
     assert (folder / "quickstart.png").read_bytes().startswith(b"\x89PNG")
     assert ContrastiveHead.from_pretrained(folder / "clipo" / "contrastive_head").hidden_size == 16
     assert len((folder / "train.jsonl").read_text().splitlines()) == 800
+    assert not (folder / "grpo" / "contrastive_head").exists() and (folder / "agreement" / "contrastive_head").is_dir()
+
+
+def test_the_arms_differ_by_their_reward_alone(monkeypatch):
+    runs = {}
+    monkeypatch.chdir(Path(quickstart.__file__).parent)
+    monkeypatch.setattr(trainer, "DEFAULT_PROGRESS_CALLBACK", ProgressCallback)
+    monkeypatch.setattr(quickstart.train, "main", lambda argv: runs.setdefault(argv[-1], parse_arguments(argv)))
+    for key in quickstart.ARMS:
+        quickstart.train_arm(key, [])
+    (script, grpo, _), (_, clipo, _), (_, agreement, _) = runs.values()
+    assert not script.contrastive and grpo.max_steps == clipo.max_steps - clipo.contrastive_warmup_steps == 100
+    names = {field.name for field in fields(clipo)}
+    differ = {name for name in names if getattr(clipo, name) != getattr(agreement, name)}
+    assert differ == {"output_dir", "contrastive_reward_type", "contrastive_debias"}
+    assert (agreement.contrastive_reward_type, agreement.contrastive_debias) == ("agreement", "group_center")
+
+
+@pytest.mark.parametrize("command", [words for words, _ in quickstart.NEXT])
+def test_the_next_commands_are_there(command):
+    root = Path(quickstart.__file__).parent
+    words = command.split()
+    assert (root / words[1]).is_file() if words[0] == "python" else words[1] in COMMANDS
+    assert all((root / word).is_file() for word in words if word.endswith(".yaml"))
 
 
 def test_moving_mean():

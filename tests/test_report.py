@@ -25,7 +25,6 @@ from clipo_trl.report.record import (
     TrainingRecord,
     read_logs,
     read_record,
-    write_logs,
 )
 from reward_funcs.errors import MissingFile, UsageError
 
@@ -99,7 +98,7 @@ def write_run(
 ) -> Path:
     (folder / "report").mkdir(parents=True)
     (folder / "report" / "run.json").write_text(json.dumps(some_facts(**others)))
-    write_logs(folder / "report" / "log.jsonl", logs)
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in logs))
     if with_embeddings:
         snapshot().save(folder / "report" / FIRST)
         snapshot(step=39, seed=1).save(folder / "report" / NEWEST)
@@ -175,7 +174,7 @@ def test_a_run_without_the_callback(tmp_path):
 def test_what_the_callback_kept_is_read_first(tmp_path):
     write_run(tmp_path, some_logs(3))
     (tmp_path / "trainer_state.json").write_text(json.dumps({"global_step": 9, "log_history": some_logs(9)}))
-    with (tmp_path / "report" / "log.jsonl").open("a") as file:
+    with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"step": 4, "rew')  # being written
     assert [row["step"] for row in read_logs(tmp_path)] == [1, 2, 3]
     assert not read_record(tmp_path).is_finished

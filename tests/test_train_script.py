@@ -17,6 +17,8 @@ from trl import ModelConfig
 import train
 from clipo_trl import CLIPOConfig, CLIPOTrainer, ContrastiveHead
 from clipo_trl.cli import run_plan
+from clipo_trl.log_file import LOG_NAME, read_log
+from reward_funcs.errors import UsageError
 
 
 ROOT = Path(__file__).parents[1]
@@ -262,18 +264,30 @@ def test_unreadable_golds_stop_the_run(run, tmp_path):
     run(f"--dataset_name {path} --max_steps 1")  # no reward compares them
 
 
+@pytest.mark.parametrize("field", ["model_name_or_path", "dataset_name"])
+def test_a_name_that_leads_nowhere_is_told_in_a_sentence(run, field):
+    with pytest.raises(UsageError, match=f"`{field}` is 'nowhere/none', which cannot be read: .*Correct the name"):
+        run(f"--{field} nowhere/none --max_steps 1")
+
+
 # ---------------------------------------------------------------------- resuming
 
 
 @pytest.mark.parametrize("word", ["True", "path"])
 def test_resume(run, tmp_path, word, capsys):
-    run("--max_steps 2 --save_strategy steps --save_steps 2")
+    run("--max_steps 2 --logging_steps 1 --save_strategy steps --save_steps 2")
     checkpoint = tmp_path / "out" / "checkpoint-2"
     capsys.readouterr()
-    trainer = run(f"--max_steps 4 --resume_from_checkpoint {checkpoint if word == 'path' else word}")
+    trainer = run(f"--max_steps 4 --logging_steps 1 --resume_from_checkpoint {checkpoint if word == 'path' else word}")
     assert trainer.state.global_step == 4
     assert len(logged(trainer, "train_runtime")) == 1 and trainer.head_learner.n_batches == 2
+    written = read_log(tmp_path / "out" / LOG_NAME)
+    keys = ("step", "epoch", "reward", "loss", "contrastive/loss/mean", "train_runtime")
+    assert [[row.get(key) for key in keys] for row in written] == [
+        [row.get(key) for key in keys] for row in trainer.state.log_history
+    ]
     assert "resume from" in capsys.readouterr().out
+    assert run_plan.describe_resume(trainer.args) == str(checkpoint)
 
 
 def test_starting_afresh_beside_checkpoints_is_told(run, tmp_path, capsys, caplog):

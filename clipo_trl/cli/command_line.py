@@ -8,8 +8,9 @@ which [`usage_errors`] shows as a sentence.
 
 import sys
 from collections import ChainMap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,19 @@ from reward_funcs import TRL_REWARDS, get_reward_func
 from reward_funcs.errors import MissingFile, UsageError
 
 from ..algorithms import ALGORITHMS, find_algorithm
+from ..value_checks import check_choice, check_number
+from .options import CLIPO, EVALUATION, Group, Option, option_names, training_groups
 from .paths import check_dataset, check_model
 
 
+ENVIRONMENT = "env"  # of a file: variables to set, as TRL has it
+NUMBERS = {"float": float, "int": int}
+# What the paper calls a field of ours, for hints.
+SYMBOLS = {
+    "lambda": "contrastive_reward_weight",
+    "lamda": "contrastive_reward_weight",
+    "tau": "contrastive_temperature",
+}
 MIXTURE_FIELDS = ("path", "name", "data_dir", "data_files", "split", "columns", "fraction")  # of TRL's `DatasetConfig`
 Options = ChainMap[str, Any]  # the command line's, as lists of words, over the YAML file's, as they are
 
@@ -47,11 +58,16 @@ def argument_errors() -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
-def check_training(argv: Sequence[str] | None = None) -> None:
-    """Raise a [`UsageError`] for the first mistake in the command line of `clipo train`; `argv` defaults to it."""
+def check_training(argv: Sequence[str] | None = None, names: bool = True) -> None:
+    """Raise a [`UsageError`] for the first mistake in the command line of `clipo train`; `argv` defaults to it.
+    `names`: a name that is no field is one; not so for another script's."""
     options = read_options(argv)
     if options is None:
         return
+    if names:
+        _check_all_names(argv, training_groups(_one(options, "algorithm")))
+    with argument_errors():
+        _check_clipo_values(options)
     _check_training_data(options)
     _check_given(options, "model_name_or_path")
     _check_counts(options, "max_train_samples", "max_eval_samples")
@@ -65,7 +81,10 @@ def check_training(argv: Sequence[str] | None = None) -> None:
 def check_evaluation(argv: Sequence[str] | None = None) -> None:
     """Raise a [`UsageError`] for the first mistake in the command line of `clipo evaluate`; `argv` defaults to it."""
     options = read_options(argv)
-    if options is None or _given(options, "compare"):
+    if options is None:
+        return
+    _check_all_names(argv, EVALUATION)
+    if _given(options, "compare"):
         return
     _check_given(options, "model", "datasets", "output_dir")
     _check_counts(options, "max_samples")
@@ -186,6 +205,58 @@ def _many(options: Options, name: str) -> list:
 
 
 # ---------------------------------------------------------------------- checking
+
+
+def check_names(given: Iterable[str], known: Sequence[str], place: str) -> None:
+    """Raise a [`UsageError`] for the first name in `place` that is not `known`, with the nearest one that is."""
+    for name in given:
+        if name not in known:
+            symbol = [field for word, field in SYMBOLS.items() if word in str(name).split("_") and field in known]
+            near = symbol or get_close_matches(str(name), known, n=1)
+            remedy = f"Did you mean `{near[0]}`?" if near else "`--help` lists the fields."
+            raise UsageError(f"{place} has `{name}`, which is no field. {remedy}")
+
+
+def _check_all_names(argv: Sequence[str] | None, groups: Sequence[Group]) -> None:
+    known = option_names(groups)
+    if known is None:  # for the parser to say
+        return
+    files, words = split_configs(sys.argv[1:] if argv is None else argv)
+    for path in files:
+        check_names(read_config(path), [*known, ENVIRONMENT], f"Config file '{path}'")
+    given = [name for name in _read_words(words) if not any(full.startswith(name) for full in known)]  # abbreviated
+    check_names(given, [*known, *(f"no_{name}" for name in known)], "The command line")
+
+
+def _check_clipo_values(options: Options) -> None:
+    for option in _described(CLIPO):
+        if option.name in options:
+            _check_value(option, options[option.name])
+
+
+def _described(groups: Iterable[Group]) -> list[Option]:
+    try:
+        return [option for group in groups for option in group.options()]
+    except (OSError, SyntaxError, LookupError):  # for the parser to say
+        return []
+
+
+def _check_value(option: Option, value: Any) -> None:
+    """`value`: as a file has it, or the words after the option."""
+    if isinstance(value, list) and not option.kind.startswith("list"):
+        if not value:  # for the parser to say
+            return
+        value = value[-1]
+    number = NUMBERS.get(option.kind)
+    if number is not None:
+        try:
+            value = number(value) if isinstance(value, str) else value + 0
+        except (TypeError, ValueError):
+            kind = "a whole number" if number is int else "a number"
+            raise UsageError(f"`{option.name}` is {value!r}, but must be {kind}.") from None
+        check_number(option.name, value)
+    elif option.choices is not None:
+        check_choice(option.name, value, option.choices)
 
 
 def _check_given(options: Options, *names: str) -> None:

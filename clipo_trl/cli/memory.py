@@ -35,20 +35,30 @@ class PolicyShape(NamedTuple):
     is_adapted: bool  # the reference is the policy without its adapter
 
 
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """How many parameters are trained, and how many there are; right for quantized ones under PEFT, and under ZeRO-3,
+    where they are empty shells whose size stands in `ds_numel`."""
+    policy: Any = model
+    if hasattr(policy, "get_nb_trainable_parameters"):
+        return policy.get_nb_trainable_parameters()
+    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in policy.parameters()]
+    return sum(size for size, is_trained in sizes if is_trained), sum(size for size, _ in sizes)
+
+
 def shape_of(model: nn.Module) -> PolicyShape:
     """The shape of a policy of transformers or PEFT; its weights may be elsewhere (`meta`, ZeRO-3)."""
     policy: Any = model
     parameters = [(getattr(p, "ds_numel", p.numel()), p) for p in policy.parameters()]
-    trained = [(size, p) for size, p in parameters if p.requires_grad]
+    n_trained, n_parameters = count_parameters(policy)
     config = policy.config.get_text_config()
     heads = getattr(config, "num_attention_heads", None)  # none in a recurrent model, whose state does not grow
     kv_heads = getattr(config, "num_key_value_heads", None) or heads or 0
     head_dim = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
     return PolicyShape(
-        n_parameters=sum(size for size, _ in parameters),
-        n_trained=sum(size for size, _ in trained),
+        n_parameters=n_parameters,
+        n_trained=n_trained,
         weight_bytes=sum(size * p.element_size() for size, p in parameters),
-        trained_bytes=sum(size * p.element_size() for size, p in trained),
+        trained_bytes=sum(size * p.element_size() for size, p in parameters if p.requires_grad),
         n_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         cache_size=2 * config.num_hidden_layers * kv_heads * head_dim,
@@ -141,11 +151,12 @@ def prompt_length(script_args: Any) -> int:
 def describe_memory(args: CLIPOArguments, parts: dict[str, int], prompt_tokens: int) -> str:
     """A line: the most that is needed at once, what needs it, and on what it rests."""
     most = sum(parts.values()) - min(parts["rollouts"], parts["training pass"])
-    named = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
+    unit, size_of = ("GiB", GIB) if most >= GIB else ("MiB", 2**20)
+    named = ", ".join(f"{name} {size / size_of:.2f}" for name, size in parts.items() if size)
     engine = ""
     if args.use_vllm and args.vllm_mode == "colocate":
         engine = f"; vLLM takes {args.vllm_gpu_memory_utilization:.0%} of the device beside it"
     return (
-        f"about {most / GIB:.2f} GiB a process ({named}) for prompts of {prompt_tokens:,} tokens and completions of "
+        f"about {most / size_of:.2f} {unit} a process ({named}) for prompts of {prompt_tokens:,} tokens and completions of "
         f"{args.max_completion_length:,}, without the libraries' own{engine}"
     )

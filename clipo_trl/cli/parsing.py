@@ -2,19 +2,15 @@
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
-from difflib import get_close_matches
 from typing import Any
 
 from trl import TrlParser
 
 from reward_funcs.errors import UsageError
 
-from .command_line import read_config, read_configs, split_configs
-
-
-ENVIRONMENT = "env"  # of a file: variables to set, as TRL has it
+from .command_line import ENVIRONMENT, check_names, read_config, read_configs, split_configs
 
 
 def parse(classes: Sequence[Any], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
@@ -34,7 +30,7 @@ def parse(classes: Sequence[Any], argv: Sequence[str] | None = None) -> tuple[An
     files, words = split_configs(sys.argv[1:] if argv is None else argv)
     names = [field.name for dataclass in classes for field in fields(dataclass) if field.init]
     for path in files:
-        _check_names(read_config(path), [*names, ENVIRONMENT], f"Config file '{path}'")
+        check_names(read_config(path), [*names, ENVIRONMENT], f"Config file '{path}'")
     config = read_configs(files)
     variables = config.pop(ENVIRONMENT, {})
     if not isinstance(variables, dict):
@@ -44,17 +40,9 @@ def parse(classes: Sequence[Any], argv: Sequence[str] | None = None) -> tuple[An
     parser.set_defaults_with_config(**config)
     *parsed, surplus = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
     given = [word[2:].partition("=")[0].replace("-", "_") for word in surplus if word.startswith("--")]
-    _check_names(given, names, "The command line")
+    check_names(given, names, "The command line")
     if surplus:
         raise UsageError(
             f"The command line has {surplus}, which belong to no option. Remove them, or name their option."
         )
     return tuple(parsed)
-
-
-def _check_names(given: Iterable[str], known: list[str], place: str) -> None:
-    for name in given:
-        if name not in known:
-            near = get_close_matches(str(name), known, n=1)
-            remedy = f"Did you mean `{near[0]}`?" if near else "`--help` lists the fields."
-            raise UsageError(f"{place} has `{name}`, which is no field. {remedy}")

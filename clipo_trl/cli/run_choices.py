@@ -110,7 +110,7 @@ def look_at_model(
     shifts = script_args.contrastive and HiddenStateReader(model, args.contrastive_layer).shifts_with_left_padding
     line = f"{name}, a {type(model).__name__} with hidden size {config.get_text_config().hidden_size}"
     try:
-        memory = memory_line(script_args, args, model_args, model)
+        memory = memory_line(script_args, args, model_args, adapted(model, model_args))
     except (AttributeError, TypeError) as error:  # of a model that describes itself in other words
         memory = f"not estimated: {error}"
     return shifts, line, memory
@@ -124,15 +124,20 @@ def dtype_of(args: CLIPOArguments, config: Any) -> torch.dtype:
     return name if isinstance(name, torch.dtype) else getattr(torch, str(name))
 
 
+def adapted(model: Any, model_args: ModelConfig) -> Any:
+    """A policy without weights with the adapter that it will get, which is put into it; itself if there is none."""
+    adapter = get_peft_config(model_args)
+    with torch.device("meta"):
+        return model if adapter is None else get_peft_model(model, adapter)
+
+
 def memory_line(script_args: ScriptArguments, args: CLIPOArguments, model_args: ModelConfig, model: Any) -> str:
-    """The estimate for a policy without weights, with the adapter that it would get."""
+    """The estimate for a policy without weights, adapted if it will be."""
     head = 0
     if script_args.contrastive:
         hidden = model.config.get_text_config().hidden_size
         head = sum(p.numel() for p in ContrastiveHead(hidden, **head_settings(args)).parameters())
-    adapter = get_peft_config(model_args)
-    with torch.device("meta"):
-        shape = shape_of(model if adapter is None else get_peft_model(model, adapter))
+    shape = shape_of(model)
     if model_args.load_in_4bit or model_args.load_in_8bit:
         shape = quantized(shape, 4 if model_args.load_in_4bit else 8)
     tokens = prompt_length(script_args)

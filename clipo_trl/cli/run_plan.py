@@ -1,6 +1,8 @@
 """What a run of `clipo train` will do: the batch sizes multiplied out, and the table that it shows at its start."""
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from accelerate.logging import get_logger
@@ -15,8 +17,7 @@ from ..algorithms import find_algorithm
 from ..checkpoint import last_whole_checkpoint
 from ..parent_shapes import CLIPOArguments
 from ..success import SuccessRule
-from ..trainer import CLIPOMixin
-from .memory import describe_memory, estimate, prompt_length, shape_of
+from .memory import count_parameters, describe_memory, estimate, prompt_length, shape_of
 
 
 logger = get_logger(__name__)
@@ -74,23 +75,34 @@ def earlier_checkpoint(args: CLIPOArguments) -> str | None:
 
 
 def describe_run(
-    trainer: Any, plan: Plan, script_args: Any, model_args: ModelConfig, earlier: str | None = None
+    trainer: Any,
+    plan: Plan,
+    script_args: Any,
+    model_args: ModelConfig,
+    earlier: str | None = None,
+    extra: Mapping[str, str] = MappingProxyType({}),
 ) -> list[dict[str, str]]:
     """
     What will run, a text for each subject, a section for each question: on what, how much, with which head, where to.
-    `earlier`: the checkpoint that [`earlier_checkpoint`] found.
+    `earlier`: the checkpoint that [`earlier_checkpoint`] found; `extra`: more lines on how much, or others in their
+    place.
     """
     return [
         describe_inputs(trainer, script_args, model_args),
-        describe_batches(trainer.args, plan) | describe_needs(trainer, script_args),
-        describe_clipo(trainer, plan) if isinstance(trainer, CLIPOMixin) else {},
+        describe_batches(trainer.args, plan) | describe_needs(trainer, script_args) | dict(extra),
+        describe_clipo(trainer, plan) if has_head(trainer) else {},
         describe_policy(trainer.args, script_args.algorithm, earlier),
     ]
 
 
+def has_head(trainer: Any) -> bool:
+    """Whether it trains with CLIPO; also told of what only describes a trainer."""
+    return getattr(trainer, "contrastive_head", None) is not None
+
+
 def start_table(trainer: Any, sections: list[dict[str, str]]) -> Table:
     """The sections of [`describe_run`], a line for each subject."""
-    with_clipo = isinstance(trainer, CLIPOMixin)
+    with_clipo = has_head(trainer)
     table = Table(
         title=f"{'CLIPO' if with_clipo else trainer._name}: what will run", box=box.ROUNDED, show_header=False
     )
@@ -104,12 +116,7 @@ def start_table(trainer: Any, sections: list[dict[str, str]]) -> Table:
 
 
 def describe_inputs(trainer: Any, script_args: Any, model_args: ModelConfig) -> dict[str, str]:
-    model: Any = trainer.model
-    if hasattr(model, "get_nb_trainable_parameters"):  # PEFT counts quantized weights right
-        trained, total = model.get_nb_trainable_parameters()
-    else:  # under ZeRO-3 parameters are empty shells, and their size stands in `ds_numel`
-        sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
-        trained, total = sum(size for size, is_trained in sizes if is_trained), sum(size for size, _ in sizes)
+    trained, total = count_parameters(trainer.model)
     share = "all trained" if trained == total else f"{trained:,} trained ({trained / total:.2%})"
     rows = {
         "model": f"{model_args.model_name_or_path}: {total:,} parameters, {share}, {model_args.dtype}",
@@ -213,7 +220,7 @@ def describe_policy(args: CLIPOArguments, algorithm: str | None = None, earlier:
         "checkpoints": f"{args.output_dir}, {describe_interval(args.save_strategy, args.save_steps)}{kept}",
     }
     if args.resume_from_checkpoint:
-        rows["resume from"] = str(args.resume_from_checkpoint)
+        rows["resume from"] = describe_resume(args)
     if earlier is not None:
         rows["starts afresh"] = f"not from {earlier}: for that, add --resume_from_checkpoint true"
     return rows
@@ -244,3 +251,10 @@ def describe_interval(strategy: str, steps: float | None) -> str:
     if strategy == "steps":
         return f"every {steps:g} steps"
     return {"epoch": "every epoch", "no": "only at the end"}.get(strategy, strategy)
+
+
+def describe_resume(args: CLIPOArguments) -> str:
+    """Which checkpoint the run goes on from: the one that is named, or the last whole one in `output_dir`."""
+    given = args.resume_from_checkpoint
+    found = given if isinstance(given, str) else last_whole_checkpoint(args.output_dir)
+    return str(found) if found is not None else f"the last checkpoint in {args.output_dir}, which has no whole one"

@@ -11,6 +11,7 @@ command line, which has the last word. Of several files the later ones win, fiel
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from rich.console import Console
+from rich.text import Text
 from transformers import AutoTokenizer
 from trl import DatasetMixtureConfig, GRPOTrainer, ModelConfig, get_peft_config, get_quantization_config
 
@@ -33,18 +35,22 @@ from ..algorithms import find_algorithm
 from ..callbacks import SuspiciousRolloutsCallback
 from ..health import HealthCallback
 from ..hub import HubError
+from ..log_file import LOG_NAME, LogFileCallback
 from ..parent_shapes import CLIPOArguments
 from ..report.callback import ReportCallback
 from ..report.page import write_report
 from .command_line import argument_errors, check_training, read_algorithm
+from .console import show_table
 from .data import drop_long_prompts, load_named_prompts, load_prompts
 from .mixture import load_mixture
 from .parsing import parse
 from .run_plan import describe_run, earlier_checkpoint, plan_run, start_table
+from .stopping import StopCallback, describe_stop
 
 
 logger = get_logger(__name__)
 
+CONSOLES = ("table", "full")
 COMPARE_GOLDS = {verifiable_reward, math_accuracy_reward}  # by value, in worker processes
 
 
@@ -91,6 +97,11 @@ class ScriptArguments(DatasetMixtureConfig):
         report (`bool`, *optional*, defaults to `True`):
             Keep what a report needs in `output_dir/report/`, and write the page `output_dir/report.html` at the end;
             see docs/report.md.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Check configuration, data and gold answers, show what would run, and stop: nothing is trained or written.
+        console (`str`, *optional*, defaults to `"table"`):
+            What a training prints: a short line a log (`"table"`), or every metric and transformers' bar (`"full"`).
+            All metrics are in `OUTPUT_DIR/log.jsonl` either way.
         max_unparsable_share (`float`, *optional*, defaults to `0.01`):
             Largest share of solutions, from 0 to 1, that may be unreadable for the rewards `verifiable` and
             `math_accuracy`; a larger one stops the run before it starts.
@@ -136,6 +147,17 @@ class ScriptArguments(DatasetMixtureConfig):
     report: bool = field(
         default=True, metadata={"help": "Write report.html at the end, and keep what it takes in report/."}
     )
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Check configuration, data and gold answers, show what would run, and stop."},
+    )
+    console: str = field(
+        default="table",
+        metadata={
+            "help": "What a training prints: a short line a log (table), or every metric (full). OUTPUT_DIR/log.jsonl has all.",
+            "choices": CONSOLES,
+        },
+    )
     max_unparsable_share: float = field(
         default=0.01, metadata={"help": "Largest share of solutions that the rewards may be unable to read."}
     )
@@ -146,15 +168,21 @@ class ScriptArguments(DatasetMixtureConfig):
         return [entry.path for entry in self.datasets] or [self.dataset_name or ""]
 
 
-def main(argv: list[str] | None = None) -> GRPOTrainer:
-    """Run the whole training; `argv` defaults to the command line. Returns the trainer, trained."""
+def main(argv: list[str] | None = None) -> GRPOTrainer | None:
+    """Run the whole training; `argv` defaults to the command line. Returns the trainer, trained; `None` after a dry
+    run."""
     check_training(argv)
     script_args, training_args, model_args = parse_arguments(argv)
     earlier = earlier_checkpoint(training_args)
     train_dataset, eval_datasets = load_data(script_args, training_args, model_args)
     plan = plan_run(training_args, len(train_dataset))
+    if script_args.dry_run:
+        from .dry_run import dry_run
+
+        dry_run(script_args, training_args, model_args, (train_dataset, eval_datasets), plan)
+        return None
     reward_funcs = load_reward_funcs(script_args, training_args, train_dataset)
-    with hub_faults():
+    with hub_faults(), unreadable("model_name_or_path", model_args.model_name_or_path):
         trainer = find_algorithm(script_args.algorithm).trainer_class(script_args.contrastive)(
             model=model_args.model_name_or_path,
             reward_funcs=reward_funcs,
@@ -165,6 +193,9 @@ def main(argv: list[str] | None = None) -> GRPOTrainer:
             peft_config=get_peft_config(model_args),
         )
     name_dataset(trainer, script_args)
+    trainer.add_callback(LogFileCallback())
+    if script_args.console == "table":
+        show_table(trainer)
     if script_args.health_check and script_args.contrastive:
         trainer.add_callback(HealthCallback())
     if script_args.suspicious_rollouts:
@@ -176,10 +207,25 @@ def main(argv: list[str] | None = None) -> GRPOTrainer:
     if script_args.report:
         description = {subject: text for section in sections for subject, text in section.items()}
         trainer.add_callback(ReportCallback(trainer, description))
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    train_until_stopped(trainer, argv)
     with hub_faults():
         save(trainer, script_args)
+    if trainer.accelerator.is_main_process:
+        Console(soft_wrap=True).print(Text(describe_saved(trainer)))
     return trainer
+
+
+def train_until_stopped(trainer: Any, argv: list[str] | None) -> None:
+    """Train; on a signal, save a checkpoint, tell how to go on, and exit as the signal's default action would."""
+    stop = StopCallback(trainer.accelerator)
+    trainer.add_callback(stop)
+    with stop:
+        trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    if stop.stopped:
+        if trainer.accelerator.is_main_process:
+            Console(stderr=True, soft_wrap=True).print(Text(describe_stop(stop, trainer, argv)))
+        trainer.end()
+        sys.exit(128 + stop.stopped)
 
 
 @contextmanager
@@ -189,6 +235,22 @@ def hub_faults() -> Iterator[None]:
         yield
     except HubError as error:
         raise UsageError(str(error)) from error
+
+
+@contextmanager
+def unreadable(argument: str, name: Any) -> Iterator[None]:
+    """What transformers and datasets say of a name that leads nowhere, in a sentence: a [`UsageError`]."""
+    try:
+        yield
+    except OSError as error:
+        if (
+            isinstance(error, UsageError) or error.errno is not None
+        ):  # a sentence already; the system's: a full disk, say
+            raise
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"`{argument}` is {name!r}, which cannot be read: {reason} Correct the name, or download it first."
+        ) from error
 
 
 def name_dataset(trainer: Any, script_args: ScriptArguments) -> None:
@@ -237,7 +299,8 @@ def load_data(script_args: ScriptArguments, training_args: CLIPOArguments, model
     assert model_args.model_name_or_path is not None  # it was checked
     evaluates = training_args.eval_strategy != "no"
     with training_args.main_process_first(desc="reading the datasets"):
-        train_dataset, held_out = load_training_set(script_args, training_args.seed)
+        with unreadable("dataset_name", ", ".join(script_args.dataset_names)):
+            train_dataset, held_out = load_training_set(script_args, training_args.seed)
         if evaluates and script_args.datasets and held_out is None and script_args.eval_datasets is None:
             raise UsageError(
                 f"`eval_strategy` is '{training_args.eval_strategy}', but the mixture `datasets` has no test set. Name test "
@@ -315,6 +378,12 @@ def report(trainer: GRPOTrainer) -> None:
             f"The report of this training was not written ({type(error).__name__}: {error}). The model is saved. To try again: "
             f"clipo report {output_dir}"
         )
+
+
+def describe_saved(trainer: Any) -> str:
+    """A line: where the run's results are."""
+    head = ", the head in contrastive_head/" if hasattr(trainer, "contrastive_head") else ""
+    return f"Saved in {trainer.args.output_dir}: the model{head}, all that was logged in {LOG_NAME}."
 
 
 def load_eval_datasets(script_args: ScriptArguments, held_out: Dataset | None = None) -> Dataset | dict[str, Dataset]:

@@ -7,17 +7,19 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from ..log_file import SUMMARY, LogFileCallback
 from ..scored_batch import ScoredBatch
 from .facts import run_facts
-from .record import FIRST, FOLDER, LOG, NEWEST, RUN, EmbeddingSnapshot, read_json, read_record, write_logs
+from .record import FIRST, FOLDER, NEWEST, RUN, EmbeddingSnapshot, read_json, read_record
 from .trackers import send_pictures
 
 
 class ReportCallback(TrainerCallback):
     """
-    Keeps what [`write_report`] needs in `output_dir/report/`: what runs, every log, and the embeddings of a few groups
-    of the first and of the newest generation batch. At the end it sends pictures of these embeddings to the trackers
-    that are on (W&B, Trackio, TensorBoard), and to TensorBoard's projector the embeddings themselves.
+    Keeps what [`write_report`] needs in `output_dir/report/`: what runs, and the embeddings of a few groups of the
+    first and of the newest generation batch. Every log is kept by a [`LogFileCallback`], which it adds to the trainer
+    where there is none. At the end it sends pictures of these embeddings to the trackers that are on (W&B, Trackio,
+    TensorBoard), and to TensorBoard's projector the embeddings themselves.
 
     One process writes. Two files of embeddings are kept, of at most `num_groups * num_generations *
     contrastive_embedding_dim` half-precision numbers each; the time that takes is `contrastive/report_seconds`. A
@@ -49,6 +51,8 @@ class ReportCallback(TrainerCallback):
                 f"`num_groups` is {num_groups}, but must be greater than 0. It counts groups of rollouts."
             )
         self.trainer, self.description, self.num_groups = trainer, description, num_groups
+        if not any(isinstance(other, LogFileCallback) for other in trainer.callback_handler.callbacks):
+            trainer.add_callback(LogFileCallback())
         self._folder = Path(trainer.args.output_dir, FOLDER)
         self._has_begun = False  # before, what is there is of an earlier run, which an evaluation leaves alone
 
@@ -63,8 +67,6 @@ class ReportCallback(TrainerCallback):
                 (self._folder / name).unlink(missing_ok=True)
         facts = run_facts(self.trainer, self.description, starts)
         run.write_text(json.dumps(facts, indent=1, default=str), encoding="utf-8")
-        # Those of the checkpoint that the run goes on from: what it had logged after it will be logged again.
-        write_logs(self._folder / LOG, state.log_history)
         self._has_begun = True
 
     def on_batch_scored(self, args, state, control, batch: ScoredBatch, **kwargs):
@@ -81,6 +83,5 @@ class ReportCallback(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not (state.is_world_process_zero and self._has_begun):
             return
-        write_logs(self._folder / LOG, state.log_history[-1:], mode="a")
-        if "train_runtime" in logs:  # the last log of a training; once it has ended, trackers are closed
+        if SUMMARY in logs:  # the last log of a training; once it has ended, trackers are closed
             send_pictures(read_record(args.output_dir), self.trainer.callback_handler.callbacks)

@@ -13,11 +13,12 @@ from markupsafe import Markup, escape
 
 from .. import __version__
 from ..health import Finding, HealthCallback
+from ..log_file import LOG_NAME
 from .completions import sample_groups
 from .curves import Panel, draw_panel, first_and_last, panels, table_of
 from .embeddings import METHODS, draw_embeddings
 from .pictures import COLOURS, drawing, to_svg
-from .record import LOG, TrainingRecord, read_record
+from .record import TrainingRecord, read_record
 
 
 REPORT = "report.html"
@@ -118,7 +119,7 @@ def status(record: TrainingRecord) -> str:
     seconds = [row["train_runtime"] for row in record.logs if "train_runtime" in row]
     if seconds:
         return f"Finished after {record.step:,} steps. The last start took {duration(seconds[-1])}."
-    path = record.folder / "report" / LOG
+    path = record.folder / LOG_NAME
     when = f", last heard of {moment(path.stat().st_mtime)}" if path.is_file() else ""
     return f"Step {record.step:,}{of}: still running, or stopped{when}."
 

@@ -3,16 +3,15 @@ there anyhow.
 
     OUTPUT_DIR/
         report/run.json                what runs: settings, versions, when it was started and resumed
-        report/log.jsonl               every log so far, a line each
         report/embeddings_first.npz    some groups of the first generation batch that was seen
         report/embeddings_newest.npz   the same of the newest
+        log.jsonl                      every log so far, a line each ([`LogFileCallback`])
         completions/*.parquet          TRL's tables, with `log_completions`
         trainer_state.json             transformers', also in each checkpoint: the logs of a run without the callback
 """
 
 import json
 import os
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from reward_funcs.errors import MissingFile, UsageError
 
+from ..log_file import LOG_NAME, read_log
 from ..scored_batch import ScoredBatch
 
 
 FOLDER = "report"
-RUN, LOG = "run.json", "log.jsonl"
+RUN = "run.json"
 FIRST, NEWEST = "embeddings_first.npz", "embeddings_newest.npz"
 
 Logs = list[dict[str, Any]]  # as in `TrainerState.log_history`: a row a log, `step` among its entries
@@ -91,33 +91,19 @@ class EmbeddingSnapshot:
 # ---------------------------------------------------------------------- the logs
 
 
-def write_logs(path: Path, rows: Iterable[dict[str, Any]], mode: str = "w") -> None:
-    """A line a log; `mode` is `"a"` to go on."""
-    with path.open(mode, encoding="utf-8") as file:
-        file.writelines(json.dumps(row, default=str) + "\n" for row in rows)
-
-
 def read_logs(folder: Path) -> Logs | None:
     """
-    The logs of the run in `folder`: those that the callback has kept, or else those of the `trainer_state.json` that
-    has come farthest; `None` if there are neither.
+    The logs of the run in `folder`: those of its `log.jsonl`, or else those of the `trainer_state.json` that has come
+    farthest; `None` if there are neither.
     """
-    path = folder / FOLDER / LOG
+    path = folder / LOG_NAME
     if path.is_file():
-        rows = map(_read_line, path.read_text(encoding="utf-8").splitlines())
-        return [row for row in rows if row is not None]
+        return read_log(path)
     paths = [folder / TRAINER_STATE_NAME, *folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
     states = [state for path in paths if path.is_file() and (state := read_json(path))]
     if not states:
         return None
     return max(states, key=lambda state: state.get("global_step", 0)).get("log_history", [])
-
-
-def _read_line(line: str) -> dict[str, Any] | None:
-    try:
-        return json.loads(line)
-    except ValueError:  # the last one, of a run that is writing it or was killed then
-        return None
 
 
 def read_json(path: Path) -> dict[str, Any]:

