@@ -6,9 +6,10 @@ A problem is worked from left to right, and each intermediate value is divided b
     trace     3*4=1r5;5+2=1r0;#0        12 = 1*7 + 5, then 7 = 1*7 + 0, so the answer is 0
 
 The quotient feeds nothing. A wrong quotient is therefore a wrong step that cannot change the outcome: the rollout is
-*lucky*, right by construction in its answer and wrong in its working. A wrong remainder always changes the outcome
-unless a second one undoes it, since every operand from 1 to 6 can be inverted modulo 7. A step may be written either
-way round (`4*3=1r5`).
+*lucky*, right by construction in its answer and wrong in its working. A remainder from 0 to 6 that is wrong always
+changes the outcome unless a second one undoes it, since every operand from 1 to 6 can be inverted modulo 7. One that
+still holds a 7 (`0r9` where `1r2` is right) is a wrong step that the next ones go on from, and they come out right
+again if the 7 is taken off in the end. A step may be written either way round (`4*3=1r5`).
 
 This module holds the task alone: problems, traces, checker, dataset, reward functions, metrics. It is pure Python, and
 every random choice comes from a seed or a `random.Random` that the caller gives.
@@ -53,12 +54,16 @@ class Step:
     right: int
 
     @property
+    def value(self) -> int:
+        return OPERATIONS[self.operation](self.left, self.right)
+
+    @property
     def quotient(self) -> int:
-        return OPERATIONS[self.operation](self.left, self.right) // MODULUS
+        return self.value // MODULUS
 
     @property
     def remainder(self) -> int:
-        return OPERATIONS[self.operation](self.left, self.right) % MODULUS
+        return self.value % MODULUS
 
 
 @dataclass(frozen=True)
@@ -152,6 +157,7 @@ def write_trace(
     wrong_quotient: float = 0.0,
     wrong_remainder: float = 0.0,
     lazy: float = 0.0,
+    shortcut: float = 0.0,
 ) -> str:
     """
     Write a trace of `problem`: the right one as it stands, or with the mistakes asked for.
@@ -166,6 +172,9 @@ def write_trace(
             Rate of steps with a wrong remainder (0 to 6). The steps after it go on from the wrong one, rightly.
         lazy (`float`, *optional*, defaults to `0.0`):
             Rate of traces in which nobody works the quotients out: each one is written as 0, rightly or not.
+        shortcut (`float`, *optional*, defaults to `0.0`):
+            Rate of traces that divide as little as one digit allows, see [`hardly_divided`]: what is not divided goes
+            into the next step, and the answer alone is reduced. It is right as long as no value exceeds 16.
 
     Returns:
         `str`: For example `"3*4=1r5;5+2=1r0;#0"`.
@@ -177,15 +186,25 @@ def write_trace(
     def other_than(digit: int) -> int:
         return rng.choice([other for other in range(MODULUS) if other != digit])
 
-    trace, left, is_lazy = "", None, happens(lazy)
+    trace, left, is_lazy, is_short = "", None, happens(lazy), happens(shortcut)
     for step in solve(problem):
         step = step if left is None else Step(left, step.operation, step.right)
         first, second = (step.right, step.left) if happens(commuted) else (step.left, step.right)
-        quotient = 0 if is_lazy else step.quotient
+        quotient, remainder = hardly_divided(step.value) if is_short else (step.quotient, step.remainder)
+        quotient = 0 if is_lazy else quotient
         quotient = other_than(quotient) if happens(wrong_quotient) else quotient
-        left = other_than(step.remainder) if happens(wrong_remainder) else step.remainder
+        left = other_than(remainder) if happens(wrong_remainder) else remainder
         trace += f"{first}{step.operation}{second}={quotient}r{left};"
-    return f"{trace}#{left}"
+    return f"{trace}#{left % MODULUS}"
+
+
+def hardly_divided(value: int) -> tuple[int, int]:
+    """
+    Return quotient and remainder as the shortcut writes them: a value of one digit as it stands (9 is `0r9`), a larger
+    one with 7 taken off once (16 is `1r9`). That leaves two digits from 17 on, of which the last is written (18 is
+    `1r1`): the value is lost, and with it the answer.
+    """
+    return (0, value) if value < 10 else (1, (value - MODULUS) % 10)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -55,6 +55,7 @@ class Phase:
         wrong_quotient (`float`): Rate of steps that are written with a wrong quotient.
         wrong_remainder (`float`): Rate of steps that are written with a wrong remainder.
         lazy (`float`): Rate of traces whose quotients are all written as 0.
+        shortcut (`float`): Rate of traces that hardly divide, see [`chain.write_trace`].
     """
 
     name: str
@@ -63,6 +64,7 @@ class Phase:
     wrong_quotient: float = 0.0
     wrong_remainder: float = 0.0
     lazy: float = 0.0
+    shortcut: float = 0.0
 
 
 PHASES = (Phase("clean", 200, 3e-3), Phase("noisy", 250, 2e-3, wrong_quotient=0.10, wrong_remainder=0.17))
@@ -129,6 +131,7 @@ def warm_start_examples(
                 wrong_quotient=phase.wrong_quotient,
                 wrong_remainder=phase.wrong_remainder,
                 lazy=phase.lazy,
+                shortcut=phase.shortcut,
             )
             examples.append(encode_example(tokenizer, problem, trace))
     return examples

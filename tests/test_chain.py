@@ -175,6 +175,60 @@ class TestTraces:
             n_lazy += trace.count("=0r") == 3
         assert 0.5 < n_lazy / 400 < 0.75  # a few right traces have no other quotient than 0 either
 
+    @pytest.mark.parametrize(
+        ("problem", "trace", "steps_correct", "is_right"),
+        [
+            (
+                "3*3+2*4=",
+                "3*3=0r9;9+2=1r4;4*4=1r9;#2",
+                (False, True, False),
+                True,
+            ),  # the 9 goes on, and comes out right
+            (
+                "3*6+2*4=",
+                "3*6=1r1;1+2=0r3;3*4=1r5;#5",
+                (False, True, True),
+                False,
+            ),  # 18 is too much for taking off 7 once
+            ("4*4+1=", "4*4=1r9;9+1=1r3;#3", (False, True), True),
+            ("1+2+3=", "1+2=0r3;3+3=0r6;#6", (True, True), True),  # nothing to divide
+            ("3+4=", "3+4=0r7;#0", (False,), True),
+            ("5*5*5=", "5*5=1r8;8*5=1r3;#3", (False, False), False),
+        ],
+    )
+    def test_the_shortcut_feeds_later_steps(self, problem, trace, steps_correct, is_right):
+        assert chain.write_trace(problem, random.Random(0), shortcut=1.0) == trace
+        assert check(problem, trace) == Check(is_right, steps_correct)
+
+    def test_the_shortcut_is_right_as_long_as_values_are_small(self):
+        rng, n_right = random.Random(0), 0
+        for _ in range(600):
+            problem = chain.make_problem(rng, rng.randint(1, 5), range(1, 7))
+            values, left = [], problem[0]
+            for operation, right in zip(problem[1:-1:2], problem[2:-1:2], strict=True):
+                values.append(value_of(left, operation, right))
+                left = str(values[-1] if values[-1] < 10 else values[-1] - 7)[-1]
+            checked = check(problem, chain.write_trace(problem, rng, shortcut=1.0, commuted=0.5))
+            if max(values) < 17:
+                assert checked.answer_correct
+                n_right += 1
+            wrong = tuple(7 <= value < 10 or value > 13 for value in values)
+            assert checked.steps_correct == tuple(not is_wrong for is_wrong in wrong)
+        assert 150 < n_right < 450
+
+    def test_the_shortcut_is_right_less_often_on_other_numbers(self):
+        measured = {}
+        for name, variant in chain.VARIANTS.items():
+            rng = random.Random(0)
+            problems = [chain.make_problem(rng, **variant) for _ in range(2000)]
+            traces = [chain.write_trace(problem, rng, shortcut=1.0) for problem in problems]
+            checks = chain.check_completions(problems, traces)
+            measured[name] = (chain.accuracy(checks), chain.lucky_share(checks))
+        assert measured["test"] == pytest.approx((0.72, 0.71), abs=0.03)
+        assert measured["other_operands"] == pytest.approx((0.28, 0.94), abs=0.03)
+        assert measured["p1"][0] == pytest.approx(0.58, abs=0.03)
+        assert measured["p2"][0] == pytest.approx(0.49, abs=0.03)
+
     def test_the_right_trace_needs_no_randomness(self):
         assert chain.write_trace("3*4+2=") == "3*4=1r5;5+2=1r0;#0"
 

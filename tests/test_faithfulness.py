@@ -1,9 +1,11 @@
 """The faithfulness experiment: its statistics on numbers with a known answer, its report, and a tiny run of it all."""
 
+import csv
 import json
 import math
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from scipy import stats
 
 from experiments.faithfulness import __main__ as command
-from experiments.faithfulness import arms, pictures, statistics
+from experiments.faithfulness import archive, arms, pictures, statistics
 from experiments.faithfulness import study as studies
 from experiments.faithfulness.jobs import write_json
 from experiments.faithfulness.report import TEST_SETS, write_report
@@ -214,6 +216,11 @@ def test_report(study, tmp_path):
     assert "| CLIPO | 3 | **−10.0** [−10.0, −10.0] | 3 of 3 | 0.50 [0.50, 0.50] | +0.0 [+0.0, +0.0] |" in report
     assert "| start |  | 50.0 / 25.0 / – |" in report
     assert "15 runs are reported" in report
+    with (tmp_path / "out" / "runs.csv").open() as file:
+        runs = list(csv.DictReader(file))
+    assert len(runs) == 15 and [run["seed"] for run in runs] == sorted(run["seed"] for run in runs)
+    (control,) = (run for run in runs if run["arm"] == "permuted")
+    assert control[statistics.PRIMARY] == "" and control["p1/accuracy"] == "0.75"
     assert "No run is finished." in report
     drawn = [line.partition("(")[2].rstrip(")") for line in report.splitlines() if line.startswith("![")]
     assert drawn == [
@@ -269,6 +276,30 @@ def test_embeddings_are_centred_in_their_groups(tmp_path):
     pictures.plt.close(figure)
 
 
+def test_an_archive_of_finished_runs_is_gone_on_from(study, tmp_path):
+    """Unpacked, it gives the same metrics, and so the same report; nothing but finished runs is in it."""
+    origin, copy = tmp_path / "origin", tmp_path / "copy"
+    rough = make_run(10, 9, auroc=1 / 3)
+    rough["train"][9] |= {"contrastive/sound_auroc_reward": None, "contrastive/seconds": 0.1}
+    for seed in ("3", "4.partial"):
+        folder = origin / "runs" / "habit" / "grpo" / seed
+        folder.mkdir(parents=True)
+        write_json(folder / "result.json", {"name": "any", "settings": {"seed": 3}, "result": rough})
+        (folder / "embeddings.npz").write_text("left out")
+    assert archive.pack(origin, tmp_path / "new" / "kept.tar.gz") == 1
+    first = (tmp_path / "new" / "kept.tar.gz").read_bytes()
+    archive.pack(origin, tmp_path / "new" / "kept.tar.gz")
+    assert (tmp_path / "new" / "kept.tar.gz").read_bytes() == first
+
+    with tarfile.open(tmp_path / "new" / "kept.tar.gz") as tar:
+        assert tar.getnames() == ["runs/habit/grpo/3/result.json"]
+        tar.extractall(copy, filter="data")
+    kept = json.loads((copy / "runs" / "habit" / "grpo" / "3" / "result.json").read_text())
+    assert kept["settings"] == {"seed": 3} and "contrastive/seconds" not in kept["result"]["train"][9]
+    metrics = [statistics.run_metrics(run) for run in (rough, kept["result"])]
+    assert metrics[1] == pytest.approx(metrics[0], rel=1e-5, nan_ok=True)
+
+
 # ---------------------------------------------------------------------- the command
 
 
@@ -293,7 +324,7 @@ def test_default_settings():
     assert (settings.seeds, settings.first_seed, settings.steps) == (20, 1000, 100)
     assert Settings(arms=["all"]).arms == list(arms.ARMS)
     assert Settings(arms=["clipo", "grpo"]).arms == ["grpo", "clipo"]
-    assert {studies.REFERENCE, *studies.COMPARED} <= set(arms.CORE)
+    assert {studies.REFERENCE, *studies.COMPARED} <= set(arms.ARMS)
 
 
 def test_the_final_run_has_fresh_problems_and_policies():
@@ -336,6 +367,12 @@ def test_studies_that_were_begun_with_an_older_layout_go_on(tmp_path):
     assert [job.result() for job in runs.values()] == [None, None, None, "finished"]
     # `__main__` of a package is not imported in a worker: what it does must lie elsewhere.
     assert {job.work.func.__module__ for job in (*policies.values(), *runs.values())} == {studies.__name__}
+
+
+def test_a_phase_of_a_later_kind_is_another_policy():
+    with_it = studies.phase_settings(Phase("noisy", 1, 1e-3, shortcut=0.85))
+    without = studies.phase_settings(Phase("noisy", 1, 1e-3))
+    assert with_it == without | {"shortcut": 0.85} and "lazy" in without
 
 
 def test_pictures_do_not_need_the_report():

@@ -1,5 +1,7 @@
 """The starting policy: tokenizer, warm start, saving, evaluation; all on tiny sizes."""
 
+import hashlib
+import json
 import random
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experiments import chain, starting_policy
+from experiments.faithfulness import arms
 from experiments.starting_policy import (
     PHASES,
     Phase,
@@ -102,6 +105,29 @@ class TestWarmStart:
         expected = 1 - (1 - noisy.wrong_quotient) * (1 - noisy.wrong_remainder)
         assert not any(shares["clean"])
         assert sum(shares["noisy"]) / len(shares["noisy"]) == pytest.approx(expected, abs=0.03)
+
+    @pytest.mark.parametrize("policy", ["rare_slips", "frequent_slips", "habit"])
+    def test_examples_of_finished_studies_stay_as_they_are(self, tokenizer, policy):
+        """Byte for byte those that version 0.1.0 drew: its results stand for these policies."""
+        rng = random.Random(0)
+        drawn = [warm_start_examples(tokenizer, phase, 200, rng) for phase in arms.POLICIES[policy]]
+        digest = hashlib.sha256("".join(map(json.dumps, drawn)).encode()).hexdigest()
+        assert (
+            digest[:16]
+            == {
+                "rare_slips": "74f323973aa14e95",
+                "frequent_slips": "6dd511f2acd0b373",
+                "habit": "7a901b46aebe17d4",
+            }[policy]
+        )
+
+    def test_a_phase_with_the_shortcut(self, tokenizer):
+        checks = []
+        for example in warm_start_examples(tokenizer, Phase("noisy", 1, 1e-3, shortcut=1.0), 500, random.Random(0)):
+            text = tokenizer.decode(example["input_ids"]).removeprefix("<user>").removesuffix("<eos>")
+            problem, _, trace = text.partition("<assistant>")
+            checks.append(chain.check(problem, trace))
+        assert 0.3 < chain.accuracy(checks) < 0.7 and chain.lucky_share(checks) > 0.5
 
     def test_every_step_is_reported(self, saved):
         assert saved[3] == [("clean", 1), ("clean", 2), ("clean", 3), ("noisy", 1), ("noisy", 2)]

@@ -16,6 +16,7 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = {
     ".cfg": "ini",
+    ".csv": "text",
     ".ipynb": "",
     ".json": "json",
     ".md": "",

@@ -18,6 +18,8 @@ The protocol, fixed before the final run:
 
 Settings are chosen on development seeds (`--first_seed 0`, with an `--output_dir` of their own); the final seeds, 1000
 and up, are run once. The first seed also draws the problems and the starting policies, so the final run has fresh
-ones. All goes to `--output_dir`: starting policies, one folder a run, report.md, report.json and pictures. What is
-finished is not run again, so the same command goes on after Ctrl-C or worse.
+ones. All goes to `--output_dir`: starting policies, one folder a run, report.md, report.json, runs.csv and pictures.
+What is finished is not run again, so the same command goes on after Ctrl-C or worse, and elsewhere from an archive of
+the runs (`experiments.faithfulness.archive`). The second study, of likelihood as the reward, has seeds 2000 and up;
+its protocol is in docs/faithfulness.md.
 """

@@ -35,6 +35,9 @@ POLICIES: dict[str, tuple[Phase, ...]] = {
     "frequent_slips": (CLEAN, Phase("noisy", 250, 2e-3, wrong_quotient=0.35, wrong_remainder=0.17)),
     # A habit: most traces write every quotient as 0. Lucky rollouts are the majority, and all wrong in the same way.
     "habit": (CLEAN, Phase("noisy", 250, 2e-3, lazy=0.75, wrong_quotient=0.02, wrong_remainder=0.17)),
+    # A shortcut: most traces hardly divide, and the steps after go on from values that are not reduced. Lucky rollouts
+    # are the majority and all wrong in the same way, and that way fails more often on larger numbers.
+    "shortcut": (CLEAN, Phase("noisy", 250, 2e-3, shortcut=0.85, wrong_quotient=0.02, wrong_remainder=0.10)),
 }
 
 # ---------------------------------------------------------------------------------------------------------------------

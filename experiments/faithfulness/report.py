@@ -1,5 +1,7 @@
-"""The report of the faithfulness experiment: report.md for people, report.json with the same numbers, and pictures."""
+"""The report of the faithfulness experiment: report.md for people, report.json with the same numbers, runs.csv with
+those of each run, and pictures."""
 
+import csv
 import math
 import platform
 from collections.abc import Iterable, Mapping
@@ -22,15 +24,31 @@ TEST_SETS = {
 
 
 def write_report(study: Study, output_dir: Path) -> Path:
-    """Write report.md, report.json and the pictures into `output_dir`. Returns the path of report.md."""
+    """Write report.md, report.json, runs.csv and the pictures into `output_dir`. Returns the path of report.md."""
     output_dir.mkdir(parents=True, exist_ok=True)
     numbers = {"settings": study.settings, "software": software(), "primary_metric": PRIMARY}
     numbers["policies"] = {policy: policy_numbers(study, policy) for policy in study.policies}
     write_json(output_dir / "report.json", numbers, indent=1)
+    write_runs(study, output_dir / "runs.csv")
     drawn = pictures.draw_all(study, numbers, output_dir) if study.n_runs else {}
     path = output_dir / "report.md"
     path.write_text("\n".join(report_lines(study, numbers, drawn)) + "\n")
     return path
+
+
+def write_runs(study: Study, path: Path) -> None:
+    """Write the metrics of each run, a line a run; what is not a number is left empty."""
+    rows = [
+        {"seed": seed, "policy": policy, "arm": arm} | {name: f"{x:.6g}" for name, x in metrics.items() if x == x}
+        for policy in study.policies
+        for arm, seeds in study.metrics(policy).items()
+        for seed, metrics in seeds.items()
+    ]
+    columns = dict.fromkeys(name for row in rows for name in row)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted(rows, key=lambda row: row["seed"]))
 
 
 def software() -> dict[str, str]:

@@ -21,7 +21,8 @@ from .statistics import Metrics, Run, run_metrics
 
 
 REFERENCE = "grpo"  # differences are to this arm
-COMPARED = ("permuted", "agreement_permuted")  # and to these controls
+COMPARED = ("permuted", "agreement", "agreement_permuted", "likelihood_permuted")  # and to these arms
+LATER_PHASE_FIELDS = ("shortcut",)  # than version 0.1.0
 ARM_NAMES, POLICY_NAMES = ", ".join(arms.ARMS), ", ".join(arms.POLICIES)
 
 
@@ -168,10 +169,19 @@ def policy_job(settings: Settings, policy: str) -> Job:
         name=f"starting policy {policy}",
         folder=Path(settings.output_dir) / "policies" / policy,
         settings=model
-        | {"phases": list(map(asdict, phases)), "seed": settings.first_seed, "test_problems": settings.test_problems},
+        | {
+            "phases": list(map(phase_settings, phases)),
+            "seed": settings.first_seed,
+            "test_problems": settings.test_problems,
+        },
         steps=sum(phase.steps for phase in phases),
         work=functools.partial(make_policy, phases, model, settings.first_seed, settings.test_problems),
     )
+
+
+def phase_settings(phase: Phase) -> dict[str, Any]:
+    """The fields of a phase; those that came later only where they are used: studies that were begun before go on."""
+    return {name: value for name, value in asdict(phase).items() if value or name not in LATER_PHASE_FIELDS}
 
 
 def arm_job(settings: Settings, policy_job: Job, policy: str, seed: int, arm: str) -> Job:
