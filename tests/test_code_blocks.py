@@ -341,7 +341,7 @@ def check_script(path: Path, words: list[str], module: str | None = None) -> Non
         return parse_training(words) if path.name == "train.py" or words else None
     if path.name == "evaluate.py":
         return parse_evaluation(words)
-    if "ArgumentParser" not in path.read_text():
+    if not re.search("ArgumentParser|run_command", path.read_text()):
         assert not words, f"{path.name} takes no options"
     elif module is not None:
         parse_by(lambda: runpy.run_module(module, run_name="__main__"), words)

@@ -4,37 +4,18 @@ import os
 import sys
 from pathlib import Path
 
-from rich.console import Console
-from transformers import HfArgumentParser
-
+from ..command import console, run_command
 from .jobs import JobPool, SettingsDiffer
 from .report import write_report
 from .study import Settings, arm_jobs, collect, policy_jobs, prepare_worker
 
 
-console = Console() if sys.stdout.isatty() else Console(width=120)
+DESCRIPTION = "Train GRPO, CLIPO and controls on steps that a program checks, and compare their lucky rollouts."
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the experiment. Returns the exit status: 0, 1 if a run failed, 130 if it was stopped."""
-    parser = HfArgumentParser(
-        Settings,
-        prog="python -m experiments.faithfulness",
-        description="Train GRPO, CLIPO and controls on steps that a program checks, and compare their lucky rollouts. The same "
-        "command goes on with what is not finished.",
-    )
-    try:
-        settings = parser.parse_args_into_dataclasses(argv)[0]
-    except ValueError as error:
-        parser.error(str(error))
-    try:
-        return experiment(settings)
-    except KeyboardInterrupt:
-        console.print("Stopped. What is finished is kept; the same command goes on.")
-        return 130
-    except (SettingsDiffer, FileNotFoundError) as error:
-        console.print(str(error), style="red", markup=False, highlight=False)
-        return 1
+    return run_command("faithfulness", DESCRIPTION, Settings, experiment, argv, (SettingsDiffer, FileNotFoundError))
 
 
 def experiment(settings: Settings) -> int:

@@ -7,18 +7,17 @@ from pathlib import Path
 
 import torch
 import transformers
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-from transformers import HfArgumentParser
 
 from .. import word_problems
+from ..command import console, run_command
 from .fetching import FetchError, fetch
 from .sampling import measure, read_rollouts, sample_rollouts
 from .warm_starts import WARM_STARTS, lineage, warm_start
 
 
-console = Console() if sys.stdout.isatty() else Console(width=120)
+DESCRIPTION = "Fetch a small language model, warm-start it on word problems, measure it and sample from it."
 
 
 @dataclass
@@ -52,35 +51,18 @@ class Settings:
         default=0, metadata={"help": "Problems that 8 rollouts each are kept of, in each warm start's rollouts.jsonl."}
     )
 
+    def __post_init__(self):
+        if unknown := set(self.names) - set(WARM_STARTS):
+            raise ValueError(f"`names` has {sorted(unknown)}, but must be some of {list(WARM_STARTS)}.")
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command. Returns the exit status: 0, 1 if the model cannot be had, 130 if it was stopped."""
-    parser = HfArgumentParser(
-        Settings,
-        prog="python -m experiments.language_model",
-        description="Fetch a small language model, warm-start it on word problems, measure it and sample from it. The "
-        "same command goes on with what is not finished.",
-    )
-    try:
-        settings = parser.parse_args_into_dataclasses(argv)[0]
-        unknown = set(settings.names) - set(WARM_STARTS)
-        if unknown:
-            raise ValueError(f"`names` has {sorted(unknown)}, but must be some of {list(WARM_STARTS)}.")
-    except ValueError as error:
-        parser.error(str(error))
-    try:
-        prepare(settings)
-    except KeyboardInterrupt:
-        console.print("Stopped. What is finished is kept; the same command goes on.")
-        return 130
-    except (FetchError, ValueError) as error:
-        console.print(str(error), style="red", markup=False, highlight=False)
-        return 1
-    return 0
+    return run_command("language_model", DESCRIPTION, Settings, prepare, argv, (FetchError, ValueError))
 
 
-def prepare(settings: Settings) -> None:
-    """Make what is not there yet, and print the figures of each warm start."""
+def prepare(settings: Settings) -> int:
+    """Make what is not there yet, and print the figures of each warm start. Returns 0."""
     transformers.utils.logging.disable_progress_bar()
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
@@ -103,6 +85,7 @@ def prepare(settings: Settings) -> None:
         table.add_row(name, *(f"{found[key]:.0%}" for key in ("accuracy", "lucky_share", "strict_accuracy")))
     if settings.names:
         console.print(table)
+    return 0
 
 
 def train(folder: Path, name: str, progress: Progress) -> None:

@@ -4,38 +4,19 @@ import os
 import sys
 from pathlib import Path
 
-from rich.console import Console
-from transformers import HfArgumentParser
-
+from ..command import console, run_command
 from ..faithfulness.jobs import JobPool, SettingsDiffer
 from ..faithfulness.study import prepare_worker
 from .report import write_report
 from .study import STAGES, Settings, jobs_of, policy_jobs, sources
 
 
-console = Console() if sys.stdout.isatty() else Console(width=120)
+DESCRIPTION = "Which scores of a frozen policy's rollouts tell sound from lucky ones, and what they add to likelihood."
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the experiment. Returns the exit status: 0, 1 if a job failed, 130 if it was stopped."""
-    parser = HfArgumentParser(
-        Settings,
-        prog="python -m experiments.readouts",
-        description="Which scores of a frozen policy's rollouts tell sound from lucky ones, and what they add to likelihood. The "
-        "same command goes on with what is not finished.",
-    )
-    try:
-        settings = parser.parse_args_into_dataclasses(argv)[0]
-    except ValueError as error:
-        parser.error(str(error))
-    try:
-        return experiment(settings)
-    except KeyboardInterrupt:
-        console.print("Stopped. What is finished is kept; the same command goes on.")
-        return 130
-    except (SettingsDiffer, FileNotFoundError) as error:
-        console.print(str(error), style="red", markup=False, highlight=False)
-        return 1
+    return run_command("readouts", DESCRIPTION, Settings, experiment, argv, (SettingsDiffer, FileNotFoundError))
 
 
 def experiment(settings: Settings) -> int:
