@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, ProgressCallback
 from trl import GRPOTrainer
 
 import train
-from clipo_trl.cli.quiet import quiet
+from clipo_trl.cli.quiet import CHECKPOINTING, quiet
 from experiments import chain
 from experiments.starting_policy import PHASES, Phase, evaluate_policy, warm_start
 
@@ -85,7 +85,7 @@ def main(options: list[str] | None = None) -> None:
     # libraries.
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing` is deprecated", FutureWarning)
+    warnings.filterwarnings("ignore", CHECKPOINTING, FutureWarning)
 
     ########################################################################
     # Data and starting policy: often right, and often by luck             #

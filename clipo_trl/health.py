@@ -130,6 +130,12 @@ def _head_gradient_is_not_finite(logs: Logs, args: CLIPOArguments) -> bool | Non
     return logs[HEAD_GRADIENT] is None or not math.isfinite(logs[HEAD_GRADIENT])  # None stands for NaN
 
 
+def _gradient_is_not_finite(logs: Logs, args: CLIPOArguments) -> bool | None:
+    if GRADIENT not in logs:
+        return None
+    return logs[GRADIENT] is None or not math.isfinite(logs[GRADIENT])  # None stands for NaN
+
+
 def _has_no_gradient(logs: Logs, args: CLIPOArguments) -> bool:
     """
     No gradient, and no other finding to explain it. The norm is that of the last step before the log, whose groups may
@@ -274,8 +280,8 @@ RULES = (
     ),
     Rule(
         "policy_gradient_not_finite",
-        needs=(GRADIENT,),
-        holds=lambda logs, args: not math.isfinite(logs[GRADIENT]),
+        needs=(),
+        holds=_gradient_is_not_finite,
         message="The policy's gradient was not finite (`grad_norm`). Likely the learning rate is too high, or `fp16` overflows; "
         "once weights are NaN, nothing mends them but an earlier checkpoint.",
         silent=(_policy_is_frozen,),

@@ -57,6 +57,10 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 TRAIN_MISTAKES = {
+    f"{TRAIN} --streaming true": "`streaming` is true, but the rewards read every solution",
+    f"{TRAIN} --test_split_size 0.5": "`test_split_size` is 0.5, which is for a mixture",
+    f"{TRAIN} --resume_from_checkpoint runs/frist": "`resume_from_checkpoint` is 'runs/frist', but there is no such folder",
+    f"{TRAIN} --reward_funcs": "`reward_funcs` is empty, so nothing would be rewarded",
     "--config none.yaml": r"Config file 'none.yaml' does not exist \(looked in /.*--config",
     "--config list.yaml": "'list.yaml' must hold a YAML mapping, but holds .'learning_rate'.*`field: value`",
     "--config nothing.yaml": "must hold a YAML mapping, but holds nothing",
@@ -135,7 +139,7 @@ def test_mistakes_of_evaluate(argv):
         f"{TRAIN} --model_name_or_path runs --dataset_name runs",
         f"{TRAIN} --eval_strategy steps --eval_datasets a=rows.jsonl rows.jsonl --reward_funcs verifiable soft_overlong",
         f"{TRAIN} --max_train_samples 1 --max_eval_samples none",  # no number: for the parser to say
-        f"{TRAIN} --algorithm conspo --conspo_temperature 1 --no_health_check --learning-rate=1 --lora_drop 0.1",
+        f"{TRAIN} --algorithm conspo --conspo_temperature 1 --no_health --learning-rate=1 --lora_drop 0.1",
         f"{TRAIN} --contrastive_temperature 1e-1 --contrastive_level batch --contrastive_success_rewards a b",
         "--config run.yaml --model_name gpt2",  # an abbreviation goes over the file's, too
     ],
@@ -219,6 +223,13 @@ def test_an_unknown_field_is_answered_with_the_nearest_one(line, folder):
     for argv in ("new.yaml full.yaml", "full.yaml new.yaml tau.yaml"):
         with pytest.raises(UsageError, match=UNKNOWN[line]):
             train.main(["--config", *argv.split()])
+
+
+def test_a_value_of_another_kind_is_answered_without_usage(folder, capsys):
+    for words in ("--max_steps lots", "--learning_rate 3e-4x"):
+        with pytest.raises(UsageError, match="argument --(max_steps|learning_rate).*invalid .* value: .*--help NAME"):
+            train.main(f"--config full.yaml --output_dir out {words}".split())
+    assert "usage:" not in capsys.readouterr().err
 
 
 def test_unknown_options_are_answered_too(folder):

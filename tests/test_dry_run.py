@@ -6,9 +6,12 @@ import sys
 
 import pytest
 from test_train_script import rows_path, run  # noqa: F401  # fixtures
+from tiny_vision import tiny_vision_model
 
-from clipo_trl import CLIPOTrainer
+from clipo_trl import CLIPOConfig, CLIPOTrainer
 from clipo_trl.cli.main import run_train
+from clipo_trl.cli.memory import count_parameters
+from clipo_trl.cli.run_choices import model_without_weights
 from reward_funcs.errors import UsageError
 
 
@@ -86,6 +89,24 @@ def test_every_gold_is_parsed(run, bad_golds, no_trainer, capsys):  # noqa: F811
 def test_what_would_stop_the_run_stops_the_dry_run(run, options, message, no_trainer):  # noqa: F811
     with pytest.raises(UsageError, match=message):
         run("--max_steps 1 --dry_run", options)
+
+
+@pytest.mark.parametrize("stage_3", [False, True])
+def test_models_of_every_class_are_made_without_weights(stage_3, tmp_path):
+    """Images, which have a class of their own; and where DeepSpeed would shard what is made."""
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+    model, _ = tiny_vision_model("Qwen2.5-VL")
+    sharded = (
+        HfDeepSpeedConfig({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1})
+        if stage_3
+        else None
+    )
+    model.config.architectures = [type(model).__name__]
+    empty = model_without_weights(model.config, CLIPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False))
+    assert type(empty) is type(model) and all(weight.is_meta for weight in empty.parameters())
+    assert count_parameters(empty) == count_parameters(model)
+    del sharded
 
 
 def test_exit_codes(run, no_trainer, monkeypatch, capsys, model_path, rows_path, tmp_path):  # noqa: F811

@@ -102,6 +102,7 @@ SICK = {
     "all on the floor": ({"contrastive/floor_rewards": 1.0}, {}, ["all_rewards_on_the_floor"]),
     "dead head": ({"contrastive/head_grad_norm": 0.0}, {}, ["head_gradient_zero"]),
     "head overflows": ({"contrastive/head_grad_norm": math.inf}, {}, ["head_gradient_not_finite"]),
+    "policy gradient NaN, as a file has it": ({"grad_norm": None}, {}, ["policy_gradient_not_finite"]),
     "head gradient NaN": ({"contrastive/head_grad_norm": None}, {}, ["head_gradient_not_finite"]),
     "collapsed": (COLLAPSED, {}, ["embeddings_collapsed"]),
     "turned round": (

@@ -180,11 +180,18 @@ def test_what_the_callback_kept_is_read_first(tmp_path):
     assert not read_record(tmp_path).is_finished
 
 
-def test_finished_and_resumed(tmp_path):
-    starts = [{"time": "2026-01-02T03:04:05+00:00", "step": 0}, {"time": "2026-01-03T03:04:05+00:00", "step": 20}]
+def test_finished_and_stopped(tmp_path):
     logs = [*some_logs(40), {"step": 40, "train_runtime": 3725.0}]
-    text = Page(write_report(write_run(tmp_path / "out", logs, starts=starts)).read_text()).text
+    text = Page(write_report(write_run(tmp_path / "out", logs)).read_text()).text
     assert "Finished after 40 steps. The last start took 1 h 2 min." in text
+    logs = [*some_logs(31), {"step": 31, "train_runtime": 60.0}]
+    text = Page(write_report(write_run(tmp_path / "stopped", logs)).read_text()).text
+    assert "Stopped after step 31 of 40. The last start took 1 min 0 s." in text
+
+
+def test_when_a_training_was_started(tmp_path):
+    starts = [{"time": "2026-01-02T03:04:05+00:00", "step": 0}, {"time": "2026-01-03T03:04:05+00:00", "step": 20}]
+    text = Page(write_report(write_run(tmp_path, some_logs(40), starts=starts)).read_text()).text
     assert "Started 2026-01-02 03:04:05 UTC. Resumed 2026-01-03 03:04:05 UTC at step 20." in text
 
 
@@ -342,6 +349,7 @@ def test_places():
         assert places.shape == (20, 2) and np.isfinite(places).all(), method
         np.testing.assert_array_equal(places, place(points))
         assert (place(np.ones((20, 6), dtype=np.float32)) == 0).all()  # a head that gives all the same
+        assert np.isfinite(place(points[:, :1])).all()  # embeddings of a single entry
     expected = np.linalg.svd(points - points.mean(0), compute_uv=False)[:2]
     np.testing.assert_allclose(np.linalg.norm(embeddings.principal_components(points), axis=0), expected, rtol=1e-4)
 

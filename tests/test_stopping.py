@@ -1,11 +1,13 @@
 """Ctrl-C and SIGTERM in `clipo train`: a checkpoint after the step, the command that goes on, and the same run."""
 
+import multiprocessing
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -107,8 +109,23 @@ def accelerator(received_elsewhere: int = 0, num_processes: int = 2) -> SimpleNa
 def test_a_signal_to_one_process_stops_all():
     for received, step, stops in ((0, 1, False), (signal.SIGTERM, 1, True), (signal.SIGTERM, 9, False)):
         stop, control = StopCallback(accelerator(received)), TrainerControl()
-        stop.on_step_end(None, TrainerState(global_step=step, max_steps=9), control)
+        args = SimpleNamespace(save_total_limit=1)
+        stop.on_step_end(args, TrainerState(global_step=step, max_steps=9), control)
+        assert args.save_total_limit == 1 + stops  # the best checkpoint and this one stay
         assert control.should_save == control.should_training_stop == stops == bool(stop.stopped)
+
+
+def test_a_forked_child_ends_as_it_would_without(capfd):
+    """A reward function's own processes, which it may have to terminate."""
+    with StopCallback(SimpleNamespace(num_processes=1, is_main_process=True)) as stop:
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads
+            child.start()
+        child.terminate()
+        child.join(20)
+    assert child.exitcode == -signal.SIGTERM and stop.received == 0
+    assert "saving" not in capfd.readouterr().err
 
 
 def test_what_a_launcher_sends_on_is_the_same_signal(monkeypatch):

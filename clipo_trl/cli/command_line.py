@@ -73,6 +73,11 @@ def check_training(argv: Sequence[str] | None = None, names: bool = True) -> Non
     _check_counts(options, "max_train_samples", "max_eval_samples")
     check_model(_one(options, "model_name_or_path"), "model_name_or_path")
     _check_eval_datasets(options)
+    _check_resume(options)
+    if _given(options, "reward_funcs") is None and any("reward_funcs" in given for given in options.maps):
+        raise UsageError(
+            "`reward_funcs` is empty, so nothing would be rewarded. Name at least one, such as [verifiable]."
+        )
     _check_reward_funcs(_many(options, "reward_funcs"))
     with argument_errors():
         find_algorithm(_one(options, "algorithm"))
@@ -224,8 +229,9 @@ def _check_all_names(argv: Sequence[str] | None, groups: Sequence[Group]) -> Non
     files, words = split_configs(sys.argv[1:] if argv is None else argv)
     for path in files:
         check_names(read_config(path), [*known, ENVIRONMENT], f"Config file '{path}'")
+    known = [*known, *(f"no_{name}" for name in known)]
     given = [name for name in _read_words(words) if not any(full.startswith(name) for full in known)]  # abbreviated
-    check_names(given, [*known, *(f"no_{name}" for name in known)], "The command line")
+    check_names(given, known, "The command line")
 
 
 def _check_clipo_values(options: Options) -> None:
@@ -275,20 +281,36 @@ def _check_counts(options: Options, *names: str) -> None:
             raise UsageError(f"`{name}` is {count}, but must be 1 or more. Leave it out to take all rows.")
 
 
+def _check_resume(options: Options) -> None:
+    given = _one(options, "resume_from_checkpoint")
+    if given is None or str(given).lower() in ("true", "false"):
+        return
+    if not Path(str(given)).expanduser().is_dir():
+        raise MissingFile(
+            f"`resume_from_checkpoint` is '{given}', but there is no such folder (looked in {Path.cwd()}). Name a checkpoint's "
+            "folder, or `true` for the last one in `output_dir`."
+        )
+
+
 def _check_training_data(options: Options) -> None:
     """Either `dataset_name`, or a mixture as TRL's scripts have it."""
     entries = _many(options, "datasets")
+    if _one(options, "streaming") in (True, "true", "True"):
+        raise UsageError(
+            "`streaming` is true, but the rewards read every solution before the training starts. Leave it out."
+        )
     if not entries:
+        if (size := _one(options, "test_split_size")) is not None:
+            raise UsageError(
+                f"`test_split_size` is {size}, which is for a mixture (`datasets`). With `dataset_name`, test sets are those of "
+                "`eval_datasets` or `dataset_test_split`."
+            )
         _check_given(options, "dataset_name")
         check_dataset(_one(options, "dataset_name"))
         return
     if name := _one(options, "dataset_name"):
         raise UsageError(
             f"`dataset_name` is {name!r}, but there is a mixture, `datasets`, too. Leave one of them out."
-        )
-    if _one(options, "streaming") in (True, "true", "True"):
-        raise UsageError(
-            "`streaming` is true, but the rewards read every solution before the training starts. Leave it out."
         )
     for entry in entries:
         if not isinstance(entry, dict) or not entry.get("path"):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from rich.console import Console
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from trl import ModelConfig
 from trl.trainer.utils import get_callable_name
 
@@ -24,7 +24,7 @@ from ..hidden_states import HiddenStateReader
 from ..parent_shapes import CLIPOArguments
 from ..success import SuccessRule, find_success_rule
 from .command_line import argument_errors
-from .run_choices import adapted, dtype_of, explain_capture_mode, memory_line
+from .run_choices import adapted, explain_capture_mode, memory_line, model_without_weights
 from .run_plan import Plan, describe_run, start_table
 from .train import COMPARE_GOLDS, ScriptArguments
 
@@ -64,7 +64,7 @@ def dry_run(
     """
     train_dataset, eval_datasets = datasets
     golds = describe_golds(script_args, train_dataset, eval_datasets)
-    model = model_without_weights(args, model_args)
+    model = empty_policy(args, model_args)
     extra = {"golds": golds}
     with argument_errors():
         if script_args.contrastive:
@@ -116,16 +116,14 @@ def preview_of(
     return Preview(title, args, model, train_dataset, eval_datasets, names, torch.tensor(weights), head, rule)
 
 
-def model_without_weights(args: CLIPOArguments, model_args: ModelConfig) -> Any:
-    """The policy on the device `meta`, and its tokenizer looked at; a [`UsageError`] if either cannot be read."""
+def empty_policy(args: CLIPOArguments, model_args: ModelConfig) -> Any:
+    """The policy without weights, and its tokenizer looked at; a [`UsageError`] if either cannot be read."""
     name: Any = model_args.model_name_or_path  # given, as was checked
-    kwargs = {"revision": model_args.model_revision}
-    trust = {"trust_remote_code": args.trust_remote_code}
+    options = {"revision": model_args.model_revision, "trust_remote_code": args.trust_remote_code}
     try:
-        config = AutoConfig.from_pretrained(name, **kwargs, **trust)
-        AutoTokenizer.from_pretrained(name, **kwargs, **trust)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=dtype_of(args, config), **trust)
+        config = AutoConfig.from_pretrained(name, **options)
+        AutoTokenizer.from_pretrained(name, **options)
+        return model_without_weights(config, args)
     except Exception as error:  # whatever a model's own code may raise
         reason = str(error).strip().partition("\n")[0]
         raise UsageError(f"`model_name_or_path` is {name!r}, which cannot be read: {reason}") from error

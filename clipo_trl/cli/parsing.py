@@ -4,13 +4,17 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, NoReturn
 
 from trl import TrlParser
 
 from reward_funcs.errors import UsageError
 
 from .command_line import ENVIRONMENT, check_names, read_config, read_configs, split_configs
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UsageError(f"{message}. `--help NAME` tells what it takes.")
 
 
 def parse(classes: Sequence[Any], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
@@ -36,6 +40,7 @@ def parse(classes: Sequence[Any], argv: Sequence[str] | None = None) -> tuple[An
     if not isinstance(variables, dict):
         raise UsageError(f"`{ENVIRONMENT}` is {variables!r}, but must be a mapping of names of variables to values.")
     parser = TrlParser(classes)
+    parser.error = _refuse  # type: ignore[method-assign]  # without 250 lines of usage
     os.environ.update({name: str(value) for name, value in variables.items()})
     parser.set_defaults_with_config(**config)
     *parsed, surplus = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import transformers
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import ModelConfig, get_peft_config
 from trl.trainer.utils import get_callable_name
 
@@ -102,8 +104,7 @@ def look_at_model(
         return False, "not named (`model_name_or_path`): taken as one without learned positions", None
     try:
         config = AutoConfig.from_pretrained(name, revision=model_args.model_revision, **trust)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype_of(args, config), **trust)
+        model = model_without_weights(config, args)
     except Exception as error:  # whatever a model's own code may raise: nothing is wrong with the run yet
         reason = str(error).partition("\n")[0]
         return False, f"{name} could not be looked at, and is taken as one without learned positions: {reason}", None
@@ -114,6 +115,17 @@ def look_at_model(
     except (AttributeError, TypeError) as error:  # of a model that describes itself in other words
         memory = f"not estimated: {error}"
     return shifts, line, memory
+
+
+def model_without_weights(config: Any, args: CLIPOArguments) -> Any:
+    """The model on the device `meta`, of the class that TRL would take. ZeRO-3, which would shard what is made, is
+    told to transformers no longer: this process trains nothing."""
+    model_class: Any = getattr(transformers, (config.architectures or [""])[0], AutoModelForCausalLM)
+    trust = {"trust_remote_code": args.trust_remote_code} if model_class is AutoModelForCausalLM else {}
+    make = getattr(model_class, "from_config", None) or model_class._from_config
+    unset_hf_deepspeed_config()
+    with torch.device("meta"):
+        return make(config, dtype=dtype_of(args, config), **trust)
 
 
 def dtype_of(args: CLIPOArguments, config: Any) -> torch.dtype:

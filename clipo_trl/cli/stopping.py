@@ -38,6 +38,7 @@ class StopCallback(TrainerCallback):
         self.accelerator = accelerator
         self.received, self.stopped = 0, 0
         self._first = 0.0
+        self._pid = os.getpid()
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopCallback":
@@ -51,15 +52,18 @@ class StopCallback(TrainerCallback):
         self._before = {}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
+        if os.getpid() != self._pid:  # a child that was forked, of a reward's say: no training of its own to save
+            signal.signal(number, self._before[signal.Signals(number)])
+            signal.raise_signal(number)
+        elif self.received:
             if self.accelerator.num_processes == 1 or time.monotonic() - self._first > FORWARDED:
                 self.__exit__()
                 signal.raise_signal(number)
-            return
-        self.received, self._first = number, time.monotonic()
-        if self.accelerator.is_main_process:  # without Python's buffers, which the signal may have interrupted
-            name = signal.Signals(number).name
-            os.write(2, f"\n{name}: saving after this optimizer step; once more stops at once.\n".encode())
+        else:
+            self.received, self._first = number, time.monotonic()
+            if self.accelerator.is_main_process:  # without Python's buffers, which the signal may have interrupted
+                name = signal.Signals(number).name
+                os.write(2, f"\n{name}: saving after this optimizer step; once more stops at once.\n".encode())
 
     def on_step_end(self, args, state, control, **kwargs):
         received = self.received
@@ -69,6 +73,8 @@ class StopCallback(TrainerCallback):
         if received and state.global_step < state.max_steps:
             self.stopped = received
             control.should_save = control.should_training_stop = True
+            if args.save_total_limit == 1:  # of which the best checkpoint takes one, at the end of `train`
+                args.save_total_limit = 2
 
 
 def describe_stop(stop: StopCallback, trainer: Any, argv: Sequence[str] | None) -> str:

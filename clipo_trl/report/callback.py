@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
+from transformers.utils import logging
 
 from ..log_file import SUMMARY, LogFileCallback
 from ..scored_batch import ScoredBatch
 from .facts import run_facts
 from .record import FIRST, FOLDER, NEWEST, RUN, EmbeddingSnapshot, read_json, read_record
 from .trackers import send_pictures
+
+
+logger = logging.get_logger(__name__)
 
 
 class ReportCallback(TrainerCallback):
@@ -84,4 +88,7 @@ class ReportCallback(TrainerCallback):
         if not (state.is_world_process_zero and self._has_begun):
             return
         if SUMMARY in logs:  # the last log of a training; once it has ended, trackers are closed
-            send_pictures(read_record(args.output_dir), self.trainer.callback_handler.callbacks)
+            try:
+                send_pictures(read_record(args.output_dir), self.trainer.callback_handler.callbacks)
+            except Exception as error:  # the model is not saved yet
+                logger.warning(f"No pictures of the embeddings for the trackers ({type(error).__name__}: {error}).")

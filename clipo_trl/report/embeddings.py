@@ -49,7 +49,8 @@ def t_sne(points_ND: np.ndarray) -> np.ndarray:
     if np.ptp(points_ND, axis=0).max() < _SAME:
         return np.zeros((len(points_ND), 2))  # t-SNE would divide by their spread
     perplexity = min(30.0, max(1.0, len(points_ND) / 8))  # neighbours to look at: of few points, few
-    return TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(points_ND)
+    init = "pca" if points_ND.shape[1] > 1 else "random"  # there is no second component of a single entry
+    return TSNE(2, perplexity=perplexity, init=init, random_state=0).fit_transform(points_ND)
 
 
 METHODS = {"t-SNE": t_sne, "PCA": principal_components}

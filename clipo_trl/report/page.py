@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from .. import __version__
 from ..health import Finding, HealthCallback
-from ..log_file import LOG_NAME
+from ..log_file import LOG_NAME, SUMMARY
 from .completions import sample_groups
 from .curves import Panel, draw_panel, first_and_last, panels, table_of
 from .embeddings import METHODS, draw_embeddings
@@ -116,9 +116,14 @@ def status(record: TrainingRecord) -> str:
         return "Begun; nothing has been logged yet. Make this page again once the first step is done."
     max_steps = record.facts.get("max_steps", 0)
     of = f" of {max_steps:,}" if max_steps else ""
-    seconds = [row["train_runtime"] for row in record.logs if "train_runtime" in row]
+    seconds = [row[SUMMARY] for row in record.logs if SUMMARY in row]
     if seconds:
-        return f"Finished after {record.step:,} steps. The last start took {duration(seconds[-1])}."
+        how = (
+            f"Finished after {record.step:,} steps"
+            if record.is_finished
+            else f"Stopped after step {record.step:,}{of}"
+        )
+        return f"{how}. The last start took {duration(seconds[-1])}."
     path = record.folder / LOG_NAME
     when = f", last heard of {moment(path.stat().st_mtime)}" if path.is_file() else ""
     return f"Step {record.step:,}{of}: still running, or stopped{when}."

@@ -23,7 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from reward_funcs.errors import MissingFile, UsageError
 
-from ..log_file import LOG_NAME, read_log
+from ..log_file import LOG_NAME, SUMMARY, read_log
 from ..scored_batch import ScoredBatch
 
 
@@ -142,7 +142,8 @@ class TrainingRecord:
 
     @property
     def is_finished(self) -> bool:
-        return any("train_runtime" in row for row in self.logs)
+        """Whether it took its last step; transformers logs a summary where it was stopped before, too."""
+        return any(SUMMARY in row for row in self.logs) and self.step >= self.facts.get("max_steps", 0)
 
 
 def read_record(output_dir: str | Path) -> TrainingRecord:
