@@ -344,7 +344,9 @@ def check_script(path: Path, words: list[str], module: str | None = None) -> Non
     if not re.search("ArgumentParser|run_command", path.read_text()):
         assert not words, f"{path.name} takes no options"
     elif module is not None:
-        parse_by(lambda: runpy.run_module(module, run_name="__main__"), words)
+        with pytest.MonkeyPatch.context() as patch:  # another test may have imported it, of which `runpy` warns
+            patch.delitem(sys.modules, f"{module}.__main__" if path.name == "__main__.py" else module, raising=False)
+            parse_by(lambda: runpy.run_module(module, run_name="__main__"), words)
     else:
         parse_by(lambda: runpy.run_path(str(path), run_name="__main__"), words)
 
