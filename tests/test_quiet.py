@@ -66,4 +66,4 @@ def test_a_short_training_says_nothing_on_the_error_stream(model_path, rows_path
     assert done.returncode == 0 and done.stderr == ""
     lines = done.stdout.splitlines()
     assert lines[0].strip() == "CLIPO: what will run" and lines[-1].startswith("Saved in ")
-    assert len(lines[lines.index(next(line for line in lines if line.startswith("╰"))) + 1 :]) == 5
+    assert len(lines[lines.index(next(line for line in lines if line.startswith("╰"))) + 1 :]) == 6

@@ -26,7 +26,6 @@ from clipo_trl.report.record import (
     read_logs,
     read_record,
 )
-from reward_funcs.errors import MissingFile, UsageError
 
 
 HOSTILE = "<script>alert('0wned')</script></pre></td><img src=http://evil.example/x onerror=alert(1)><!-- \x00\x1b[31m \ud800"
@@ -131,10 +130,10 @@ class Page(HTMLParser):
 
 
 def test_a_folder_that_is_no_training_is_refused(tmp_path, monkeypatch, capsys):
-    with pytest.raises(MissingFile, match=r"`output_dir` is '.*none', but there is no such folder"):
+    with pytest.raises(FileNotFoundError, match=r"`output_dir` is '.*none', but there is no such folder"):
         write_report(tmp_path / "none")
     with pytest.raises(
-        UsageError, match="no training was begun there.*Name the `output_dir` of a run of `clipo train`"
+        ValueError, match="no training was begun there.*Name the `output_dir` of a run of `clipo train`"
     ):
         write_report(tmp_path)
     for words, said in (("none", "`OUTPUT_DIR` is 'none'"), (str(tmp_path), "no training was begun there")):

@@ -380,7 +380,7 @@ def test_two_processes_from_another_folder(model_path, rows_path, tmp_path):
     assert (tmp_path / "out" / "model.safetensors").is_file()
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Finished after 2 steps" in page and "2 × cpu" in page and "too few" not in page
-    assert len((tmp_path / "out" / "report" / "log.jsonl").read_text().splitlines()) == 1  # one process writes
+    assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 1  # one process writes
 
 
 @pytest.mark.slow

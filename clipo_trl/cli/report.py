@@ -36,5 +36,8 @@ def main(output_dir: str) -> None:
     from rich.console import Console
 
     from ..report.page import write_report
+    from .command_line import argument_errors
 
-    Console().print(f"Written: {write_report(output_dir)}", soft_wrap=True, highlight=False, markup=False)
+    with argument_errors():
+        page = write_report(output_dir)
+    Console().print(f"Written: {page}", soft_wrap=True, highlight=False, markup=False)

@@ -55,7 +55,7 @@ def write_report(output_dir: str | Path) -> Path:
         `Path`: the page.
 
     Raises:
-        `MissingFile`, `UsageError`: no such folder, or no training in it.
+        `FileNotFoundError`, `ValueError`: no such folder, or no training in it.
     """
     record = read_record(output_dir)
     path = record.folder / REPORT

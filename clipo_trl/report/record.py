@@ -21,8 +21,6 @@ import torch
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from reward_funcs.errors import MissingFile, UsageError
-
 from ..log_file import LOG_NAME, SUMMARY, read_log
 from ..scored_batch import ScoredBatch
 
@@ -151,18 +149,18 @@ def read_record(output_dir: str | Path) -> TrainingRecord:
     Read what is known of the training in `output_dir`.
 
     Raises:
-        `MissingFile`: there is no such folder.
-        `UsageError`: it holds no training.
+        `FileNotFoundError`: there is no such folder.
+        `ValueError`: it holds no training.
     """
     folder = Path(output_dir).expanduser()
     if not folder.is_dir():
-        raise MissingFile(
+        raise FileNotFoundError(
             f"`output_dir` is '{output_dir}', but there is no such folder (looked in {Path.cwd()}). Name the `output_dir` of a "
             "training."
         )
     facts_path, logs = folder / FOLDER / RUN, read_logs(folder)
     if logs is None and not facts_path.is_file():
-        raise UsageError(
+        raise ValueError(
             f"`output_dir` is '{output_dir}', but no training was begun there: it has neither {FOLDER}/{RUN} nor "
             f"{TRAINER_STATE_NAME}, nor a {PREFIX_CHECKPOINT_DIR}-* folder with one. Name the `output_dir` of a run of "
             "`clipo train`, or add a `ReportCallback` to a trainer of yours."
