@@ -354,7 +354,9 @@ def test_bootstrap_is_over_groups(some_world):
     assert all(map(math.isnan, Bootstrap(some_world.pairs).mean(ranked_N, np.zeros(len(ranked_N), dtype=bool))))
 
 
-@pytest.mark.parametrize("function", [np.exp, np.negative, lambda x: -(x**2), np.arctan], ids=str)
+@pytest.mark.parametrize(
+    "function", [np.exp, np.negative, lambda x: -(x**2), np.arctan], ids=["exp", "negative", "square", "arctan"]
+)
 def test_a_function_of_likelihood_adds_nothing(some_world, function):
     row = some_world.row(function(some_world.likelihood_PG))
     assert abs(row["gain"]) < 0.01 and row["gain_low"] <= 0.005
