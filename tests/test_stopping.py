@@ -46,10 +46,12 @@ signals_itself.__name__ = slow.__name__ = "even_length"  # the name is that of m
 
 @pytest.fixture(autouse=True)
 def afresh():
+    outside = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     signals_itself.calls = 0
     yield sent.clear()
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before  # put back
+    signal.signal(signal.SIGINT, outside)
 
 
 def assert_saved_the_same(folder: Path, whole: Path) -> None:
@@ -115,13 +117,20 @@ def test_a_signal_to_one_process_stops_all():
         assert control.should_save == control.should_training_stop == stops == bool(stop.stopped)
 
 
+def sleep_once_told(connection) -> None:
+    connection.send("running")
+    time.sleep(60)
+
+
 def test_a_forked_child_ends_as_it_would_without(capfd):
     """A reward function's own processes, which it may have to terminate."""
     with StopCallback(SimpleNamespace(num_processes=1, is_main_process=True)) as stop:
-        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        here, there = multiprocessing.Pipe()
+        child = multiprocessing.get_context("fork").Process(target=sleep_once_told, args=(there,))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads
             child.start()
+        assert here.poll(60)  # Python forgets signals that come while it forks
         child.terminate()
         child.join(20)
     assert child.exitcode == -signal.SIGTERM and stop.received == 0
