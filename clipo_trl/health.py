@@ -124,16 +124,10 @@ def _has_no_spread(logs: Logs, args: CLIPOArguments) -> bool:
     return logs[NO_SPREAD] == 1 or logs.get("reward_std") == 0
 
 
-def _head_gradient_is_not_finite(logs: Logs, args: CLIPOArguments) -> bool | None:
-    if HEAD_GRADIENT not in logs:  # the head made no step
+def _not_finite(key: str, logs: Logs) -> bool | None:
+    if key not in logs:  # no step was made
         return None
-    return logs[HEAD_GRADIENT] is None or not math.isfinite(logs[HEAD_GRADIENT])  # None stands for NaN
-
-
-def _gradient_is_not_finite(logs: Logs, args: CLIPOArguments) -> bool | None:
-    if GRADIENT not in logs:
-        return None
-    return logs[GRADIENT] is None or not math.isfinite(logs[GRADIENT])  # None stands for NaN
+    return logs[key] is None or not math.isfinite(logs[key])  # None stands for NaN
 
 
 def _has_no_gradient(logs: Logs, args: CLIPOArguments) -> bool:
@@ -255,7 +249,7 @@ RULES = (
     Rule(
         "head_gradient_not_finite",
         needs=(),
-        holds=_head_gradient_is_not_finite,
+        holds=lambda logs, args: _not_finite(HEAD_GRADIENT, logs),
         message="The head's gradient was not finite (`contrastive/head_grad_norm`), and its steps were skipped. Likely hidden "
         "states are so large that their projection overflows.",
         silent=(_head_is_frozen,),
@@ -281,7 +275,7 @@ RULES = (
     Rule(
         "policy_gradient_not_finite",
         needs=(),
-        holds=_gradient_is_not_finite,
+        holds=lambda logs, args: _not_finite(GRADIENT, logs),
         message="The policy's gradient was not finite (`grad_norm`). Likely the learning rate is too high, or `fp16` overflows; "
         "once weights are NaN, nothing mends them but an earlier checkpoint.",
         silent=(_policy_is_frozen,),

@@ -1,6 +1,7 @@
 """Which rewards say whether a rollout is correct. The contrastive loss is about correct against wrong: all else hangs
 on this."""
 
+from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import NamedTuple
 
@@ -71,6 +72,14 @@ def _by_default(weights: dict[str, float], step_reward: str | None) -> SuccessRu
     if len(judges) == 1 or accuracy == judges:
         return SuccessRule(judges, "only")
     return SuccessRule(accuracy, "accuracy") if accuracy else SuccessRule(judges, "all")
+
+
+def check_step_reward(name: str | None, names: Iterable[str | None]) -> None:
+    """Raise a `ValueError` if `contrastive_step_reward` is a `name` that none of the reward functions has."""
+    if name is not None and name not in names:
+        raise ValueError(
+            f"`contrastive_step_reward` is {name!r}, but must be the name of a reward function. Choose from {list(names)}."
+        )
 
 
 def label_successes(

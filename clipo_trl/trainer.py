@@ -34,7 +34,7 @@ from .parent_shapes import CLIPOArguments, arguments_by_name, default_arguments,
 from .scored_batch import ScoredBatch
 from .scoring import ScoringMixin
 from .sharing import SharingMixin
-from .success import find_success_rule, label_successes, warn_of
+from .success import check_step_reward, find_success_rule, label_successes, warn_of
 from .upstream.zero3_order import forget_order_of_layers
 from .warmup import Warmup, deepspeed_steps_the_scheduler
 
@@ -159,10 +159,7 @@ class CLIPOMixin(ScoringMixin, SharingMixin, DynamicSamplingMixin):
         names: dict[str | None, int] = {
             other: column for column, other in enumerate(self.reward_func_names) if column != self._column
         }
-        if name is not None and name not in names:
-            raise ValueError(
-                f"`contrastive_step_reward` is {name!r}, but must be the name of a reward function. Choose from {list(names)}."
-            )
+        check_step_reward(name, names)
         return names.get(name)
 
     def _make_head(self, hidden_size: int) -> ContrastiveHead:

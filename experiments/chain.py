@@ -334,9 +334,13 @@ def steps_reward(completions: list, problem: list[str], **kwargs) -> list[float]
 
 def spot_checked_steps_reward(completions: list, problem: list[str], **kwargs) -> list[float | None]:
     """`steps_reward` for one problem in `SPOT_SHARE`, always the same ones; None (no reward) for the others."""
-    rewards = steps_reward(completions, problem)
-    checked = [zlib.crc32(f"spot {text}".encode()) % SPOT_SHARE == 0 for text in problem]
-    return [reward if is_checked else None for reward, is_checked in zip(rewards, checked, strict=True)]
+    return spot_checked(steps_reward(completions, problem), problem)
+
+
+def spot_checked(rewards: Sequence[float], problems: Sequence[str]) -> list[float | None]:
+    """The rewards of one problem in `SPOT_SHARE`, always the same ones; None for the others."""
+    is_checked = (zlib.crc32(f"spot {text}".encode()) % SPOT_SHARE == 0 for text in problems)
+    return [reward if checked else None for reward, checked in zip(rewards, is_checked, strict=True)]
 
 
 def check_completions(problems: Iterable[str], completions: Iterable) -> list[Check]:

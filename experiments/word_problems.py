@@ -31,7 +31,7 @@ from datasets import Dataset
 from reward_funcs import find_equations
 from reward_funcs.completions import completion_text
 
-from .chain import SPOT_SHARE, TEST_SHARE, Check, draw_different
+from .chain import TEST_SHARE, Check, draw_different, spot_checked
 
 
 LARGEST = 999  # no value of a story is larger
@@ -461,7 +461,5 @@ def steps_reward(completions: list, problem: list[str], **kwargs) -> list[float]
 
 
 def spot_checked_steps_reward(completions: list, problem: list[str], **kwargs) -> list[float | None]:
-    """`steps_reward` for one problem in `SPOT_SHARE`, always the same ones; None (no reward) for the others."""
-    rewards = steps_reward(completions, problem)
-    checked = [zlib.crc32(f"spot {text}".encode()) % SPOT_SHARE == 0 for text in problem]
-    return [reward if is_checked else None for reward, is_checked in zip(rewards, checked, strict=True)]
+    """`steps_reward` for one problem in `SPOT_SHARE`, as in `chain`; None (no reward) for the others."""
+    return spot_checked(steps_reward(completions, problem), problem)

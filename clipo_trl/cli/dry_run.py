@@ -22,9 +22,9 @@ from ..algorithms import find_algorithm
 from ..head import ContrastiveHead, check_hidden_size, head_settings, resolve_saved_head
 from ..hidden_states import HiddenStateReader
 from ..parent_shapes import CLIPOArguments
-from ..success import SuccessRule, find_success_rule
+from ..success import SuccessRule, check_step_reward, find_success_rule
 from .command_line import argument_errors
-from .run_choices import adapted, explain_capture_mode, memory_line, model_without_weights
+from .run_choices import adapted, explain_capture_mode, memory_line, model_without_weights, weights_of
 from .run_plan import Plan, describe_run, start_table
 from .train import COMPARE_GOLDS, ScriptArguments
 
@@ -92,18 +92,11 @@ def preview_of(
     names = [
         get_callable_name(get_reward_func(name, max_completion_length=length)) for name in script_args.reward_funcs
     ]
-    weights = [1.0] * len(names) if args.reward_weights is None else args.reward_weights
-    if len(weights) != len(names):
-        raise ValueError(
-            f"`reward_weights` has {len(weights)} entries, but `reward_funcs` has {len(names)}: give one for each."
-        )
+    weights = weights_of(args, names)
     head = rule = None
     if script_args.contrastive:
         step_reward = args.contrastive_step_reward
-        if step_reward is not None and step_reward not in names:
-            raise ValueError(
-                f"`contrastive_step_reward` is {step_reward!r}, but must be the name of a reward function. Choose from {names}."
-            )
+        check_step_reward(step_reward, names)
         weighted = dict(zip(names, weights, strict=True))
         rule = find_success_rule(weighted, args.contrastive_success_rewards, step_reward)
         hidden = model.config.get_text_config().hidden_size

@@ -179,15 +179,19 @@ def explain_capture_mode(args: CLIPOArguments, shifts_with_left_padding: bool) -
 
 def explain_success(args: CLIPOArguments, functions: list[Callable]) -> str:
     names = [get_callable_name(function) for function in functions]
+    weighted = dict(zip(names, weights_of(args, names), strict=True))
+    rule = find_success_rule(weighted, args.contrastive_success_rewards, args.contrastive_step_reward)
+    return describe_success(rule, args.contrastive_success_threshold) + JUDGES.get(rule.choice, "")
+
+
+def weights_of(args: CLIPOArguments, names: list[str]) -> list[float]:
+    """The weight of each reward function; a [`UsageError`] if there are more weights than functions, or fewer."""
     weights = [1.0] * len(names) if args.reward_weights is None else args.reward_weights
     if len(weights) != len(names):
         raise UsageError(
             f"`reward_weights` has {len(weights)} entries, but `reward_funcs` has {len(names)}: give one for each."
         )
-    rule = find_success_rule(
-        dict(zip(names, weights, strict=True)), args.contrastive_success_rewards, args.contrastive_step_reward
-    )
-    return describe_success(rule, args.contrastive_success_threshold) + JUDGES.get(rule.choice, "")
+    return weights
 
 
 def explain_checks(functions: list[Callable]) -> str:

@@ -16,6 +16,7 @@ from reward_funcs.errors import UsageError
 from ..algorithms import find_algorithm
 from ..checkpoint import last_whole_checkpoint
 from ..parent_shapes import CLIPOArguments
+from ..report.facts import describe_rewards
 from ..success import SuccessRule
 from .memory import count_parameters, describe_memory, estimate, prompt_length, shape_of
 
@@ -127,8 +128,7 @@ def describe_inputs(trainer: Any, script_args: Any, model_args: ModelConfig) -> 
         sets = sets if isinstance(sets, dict) else {script_args.dataset_test_split: sets}
         rows["evaluation"] = ", ".join(f"{name} {len(dataset):,}" for name, dataset in sets.items())
         rows["evaluation"] += f" prompts, {describe_interval(trainer.args.eval_strategy, trainer.args.eval_steps)}"
-    weighted = zip(trainer.reward_weights.tolist(), trainer.reward_func_names, strict=True)
-    rows["rewards"] = " + ".join(name if weight == 1 else f"{weight:g} x {name}" for weight, name in weighted)
+    rows["rewards"] = describe_rewards(trainer)
     return rows
 
 

@@ -243,9 +243,8 @@ def unreadable(argument: str, name: Any) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if (
-            isinstance(error, UsageError) or error.errno is not None
-        ):  # a sentence already; the system's: a full disk, say
+        told_already, is_the_systems = isinstance(error, UsageError), error.errno is not None  # a full disk, say
+        if told_already or is_the_systems:
             raise
         reason = " ".join(str(error).split())
         raise UsageError(

@@ -58,12 +58,17 @@ def describe(trainer: Any) -> dict[str, str]:
     """Model, data and rewards, for a run that was not started by `clipo train`."""
     size = f"{len(trainer.train_dataset):,} prompts" if hasattr(trainer.train_dataset, "__len__") else "a stream"
     label = getattr(trainer, "dataset_label", None)
-    weighted = zip(trainer.reward_weights.tolist(), trainer.reward_func_names, strict=True)
     return {
         "model": getattr(trainer.model.config, "_name_or_path", "") or type(trainer.model).__name__,
         "data": f"{label}: {size}" if label else size,
-        "rewards": " + ".join(name if weight == 1 else f"{weight:g} x {name}" for weight, name in weighted),
+        "rewards": describe_rewards(trainer),
     }
+
+
+def describe_rewards(trainer: Any) -> str:
+    """The reward functions with their weights, as a sum."""
+    weighted = zip(trainer.reward_weights.tolist(), trainer.reward_func_names, strict=True)
+    return " + ".join(name if weight == 1 else f"{weight:g} x {name}" for weight, name in weighted)
 
 
 def changed_settings(args: Any) -> list[str]:

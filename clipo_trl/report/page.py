@@ -74,7 +74,7 @@ def render(record: TrainingRecord) -> str:
         method=facts.get("method", "Training"),
         status=status(record),
         starts=facts.get("starts", []),
-        tiles=tiles(record),
+        tiles=tiles(record, shown),
         findings=findings(record),
         curves=curve_pictures(record, shown),
         numbers=table_of(shown, record.logs),
@@ -139,12 +139,12 @@ def moment(timestamp: float) -> str:
     return datetime.fromtimestamp(timestamp, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def tiles(record: TrainingRecord) -> list[Tile]:
-    """The figures to see first, each beside what it was at the beginning."""
+def tiles(record: TrainingRecord, shown: list[Panel]) -> list[Tile]:
+    """The figures to see first, each beside what it was at the beginning; of test sets, those in `shown`."""
     max_steps = record.facts.get("max_steps", 0)
     found = [Tile("steps", f"{record.step:,}", f"of {max_steps:,}" if max_steps else "")]
     wanted = [("reward", "reward", False), ("contrastive/correct_rollouts", "right rollouts", True)]
-    for panel in panels(record):
+    for panel in shown:
         if panel.title.startswith("Test sets: "):
             wanted += [(line.metric, f"right on {line.label}", True) for line in panel.lines]
     for what in ("correct", "wrong"):

@@ -5,17 +5,14 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
 from transformers import HfArgumentParser
 
 from reward_funcs.errors import UsageError
 
+from ..command import console
 from ..faithfulness.jobs import JobPool, SettingsDiffer
 from .grid import Settings, check_arms, jobs_of, prepare_worker, read_arms
 from .report import final_value, write_report
-
-
-console = Console() if sys.stdout.isatty() else Console(width=120)
 
 
 def main(argv: list[str] | None = None) -> int:
