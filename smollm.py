@@ -26,7 +26,7 @@ from quickstart import TrainingBar, progress_bar
 
 
 FOLDER, MODELS = Path("runs/smollm"), Path("runs/language_model")  # as configs/smollm.yaml has them
-WARM_START = "mostly_sound"
+WARM_START = "choices"
 SEED = 0
 TEST_PROBLEMS = 64
 FIGURES = {

@@ -26,6 +26,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 OUTPUT_DIR = "runs/benchmarks"
 # One colour a capture mode, in every picture; readable in grey and for the colour-blind (Okabe and Ito).
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6B6B6B"
+PURPLE = "#CC79A7"
 MIB = 2**20
 
 # Tables keep their columns where the output is no terminal.

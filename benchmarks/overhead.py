@@ -8,10 +8,13 @@ of them meet the same model, the same optimizer state and the same state of the 
 end of sequence is suppressed. A step is everything from the generation of rollouts to the optimizer's last step on
 them.
 
-    fused    TRL scores its rollouts anyway (here: two optimizer steps a generation batch); states come from that pass
-    decode   summed up while `generate` decodes
-    forward  an extra pass over the decoder
-    naive    an extra pass over the whole model with `output_hidden_states=True`, for comparison
+    fused       TRL scores its rollouts anyway (here: two optimizer steps a generation batch); states come from that
+                pass
+    decode      summed up while `generate` decodes
+    forward     an extra pass over the decoder
+    likelihood  `contrastive_reward_type="likelihood"` where TRL would not score: it is asked for log-probabilities,
+                and states come from that pass
+    naive       an extra pass over the whole model with `output_hidden_states=True`, for comparison
 
 `fused` is compared with GRPO in the same setting, the others with GRPO that makes one optimizer step a generation
 batch.
@@ -46,9 +49,15 @@ from . import common
 
 
 # The modes that are compared with each other need the same setting of TRL: optimizer steps a generation batch serves.
-SETTINGS = {1: ("grpo", "decode", "forward", "naive"), 2: ("grpo", "fused")}
+SETTINGS = {1: ("grpo", "decode", "forward", "likelihood", "naive"), 2: ("grpo", "fused")}
 GOALS = {"fused": 1.02, "decode": 1.03, "forward": 1.10}
-COLORS = {"fused": common.BLUE, "decode": common.GREEN, "forward": common.ORANGE, "naive": common.RED}
+COLORS = {
+    "fused": common.BLUE,
+    "decode": common.GREEN,
+    "forward": common.ORANGE,
+    "likelihood": common.PURPLE,
+    "naive": common.RED,
+}
 
 
 @dataclass(frozen=True)
@@ -105,13 +114,21 @@ class TurnsTrainer(CLIPOTrainer):
         super().__init__(*args, **kwargs)
         ours = self.states
         self.states = NaiveSource(ours.reader, "grpo", ours.pooling, self.eos_token_ids, self.accelerator)
+        self.mode = "grpo"
+
+    def take_turn(self, mode: str):
+        """Work in `mode` from here on."""
+        self.mode, pays_likelihood = mode, mode == "likelihood"
+        self.states.mode = "fused" if pays_likelihood else mode
+        self.states.is_scored = self.states.asks_for_scores = pays_likelihood
+        self.args.contrastive_reward_type = "likelihood" if pays_likelihood else "loss"
 
     def latest(self, metric: str) -> float:
         """Of the latest generation batch, whether it has been logged or not."""
         return self._metrics["train"][metric][-1]
 
     def _trainer(self):
-        return GRPOTrainer if self.states.mode == "grpo" else CLIPOTrainer
+        return GRPOTrainer if self.mode == "grpo" else CLIPOTrainer
 
     def _generate_and_score_completions(self, inputs):
         return self._trainer()._generate_and_score_completions(self, inputs)
@@ -167,7 +184,7 @@ class Turns(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step % self._window == 0:
             turn, place = divmod(state.global_step // self._window, len(self._modes))
-            self._trainer.states.mode = self._modes[(turn + place) % len(self._modes)]  # an order that turns
+            self._trainer.take_turn(self._modes[(turn + place) % len(self._modes)])  # an order that turns
             n_tokens = self._trainer.max_completion_length if turn > 0 else self._warm_up_tokens
             self._trainer.generation_config.update(min_new_tokens=n_tokens, max_new_tokens=n_tokens)
             self._memory.reset()
@@ -178,7 +195,7 @@ class Turns(TrainerCallback):
         if state.global_step % self._window != 0:
             return
         common.synchronize(args.device)
-        mode, duration = self._trainer.states.mode, time.perf_counter() - self._start
+        mode, duration = self._trainer.mode, time.perf_counter() - self._start
         processor_duration = time.process_time() - self._processor_start
         memory = self._memory.read() - (self._head_bytes if mode == "grpo" else 0)
         if state.global_step > len(self._modes) * self._window:  # the first round warms up
@@ -314,7 +331,7 @@ def run(settings: Settings) -> dict:
                 "grpo_seconds": values[mode, "grpo_seconds"],
             },
         }
-        for mode in ("fused", "decode", "forward", "naive")
+        for mode in COLORS
     ]
     return {"n_parameters": n_parameters, "rows": rows}
 

@@ -125,6 +125,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 STEP = re.compile(r"[^0-9=]*?([0-9]{1,9})\s*([-+*/x×÷−–])\s*([0-9]{1,9})\s*=\s*([0-9]{1,9})[^0-9=]*")
 SIGNS = {"x": "*", "×": "*", "÷": "/", "−": "-", "–": "-"}
 COMPARISON = re.compile(r"[^0-9]*([0-9]{1,9}) is (not )?more than ([0-9]{1,9})[^0-9]*")
+CHOICE = re.compile(r"[^0-9]*([0-9]{1,9}): ([A-Z])[^0-9]*")
 FORMAT = "Write one equation for each thing that happens, one a line, and end with '{}'."
 
 
@@ -247,8 +248,8 @@ def _ask(rng: random.Random, problem: Problem, noun: str, answer: str, num_optio
     if answer == "choice":
         options = [result, *rng.sample(_distractors(problem, num_options), num_options - 1)]
         rng.shuffle(options)
-        listed = " ".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
-        text = f"{problem.text} How many {noun} are there in the end? {listed} {FORMAT.format('Answer: the letter')}"
+        listed = ", ".join(f"{option}: {letter}" for letter, option in zip(LETTERS, options, strict=False))
+        text = f"{problem.text} How many {noun} are there in the end? {listed}. {FORMAT.format('Answer: the letter')}"
         right = LETTERS[options.index(result)]
         return Problem(problem.start, problem.operations, text, right, options=tuple(options))
     distance = rng.randint(1, max(3, result // 4))
@@ -304,6 +305,7 @@ def write_trace(
         return "\n".join([*lines, f"Answer: {'yes' if is_more else 'no'}"])
     if problem.options:
         nearest = min(range(len(problem.options)), key=lambda place: abs(problem.options[place] - left))
+        lines.append(f"{problem.options[nearest]}: {LETTERS[nearest]}")
         return "\n".join([*lines, f"Answer: {LETTERS[nearest]}"])
     return "\n".join([*lines, f"Answer: {left}"])
 
@@ -321,7 +323,7 @@ def check(problem: Problem | str, completion: str) -> Check:
     around it if need be, start from the result that the step before it states, use the story's operation and number
     (sums and products either way round) and be right. After a step that cannot be read the next one has nothing to
     start from. Missing and surplus steps are wrong. A line `24 is more than 20` is a step too where it stands: it must
-    be true, of the last result and the bound asked for.
+    be true, of the last result and the bound asked for; so is a line `24: B`, of the last result and its letter.
 
     Args:
         problem (`Problem` or `str`): Problem, or its JSON.
@@ -341,6 +343,9 @@ def check(problem: Problem | str, completion: str) -> Check:
     for match in filter(None, map(COMPARISON.fullmatch, working.splitlines())):
         number, bound = int(match[1]), int(match[3])
         steps_correct.append(number == left and bound == problem.bound and (number > bound) != bool(match[2]))
+    for match in filter(None, map(CHOICE.fullmatch, working.splitlines())):
+        chosen = dict(zip(LETTERS, problem.options, strict=False)).get(match[2])
+        steps_correct.append(int(match[1]) == left == chosen)
     given = answer.strip().strip("*.").strip() if marker else ""
     return Check(given.lower() == problem.answer.lower(), tuple(steps_correct))
 
@@ -393,7 +398,7 @@ def build_dataset(size: int, seed: int, *, split: str = "train", **kwargs) -> Da
 
 def foreign_dataset(size: int, seed: int) -> Dataset:
     """
-    Problems of reasoning-gym's `gsm_symbolic` (`pip install reasoning-gym`), a source unlike this one.
+    Problems of reasoning-gym's `gsm_symbolic` (`pip install -e '.[reasoning-gym]'`), a source unlike this one.
 
     Its templates know no steps to compare with, so `problem` is empty: `reward_funcs.sound_equations_reward` checks
     the equations of a completion, and any reward of answers its `solution`. Problems whose own worked solution does
@@ -409,7 +414,9 @@ def foreign_dataset(size: int, seed: int) -> Dataset:
     try:
         import reasoning_gym
     except ImportError as error:
-        raise ImportError("`foreign_dataset` needs reasoning-gym. Install it: pip install reasoning-gym") from error
+        raise ImportError(
+            "`foreign_dataset` needs reasoning-gym. Install it: pip install -e '.[reasoning-gym]'"
+        ) from error
     rows = []
     for entry in reasoning_gym.create_dataset("gsm_symbolic", seed=seed, size=2 * size + 50):
         worked, _, stated = entry["metadata"]["answer_cot"].partition("####")

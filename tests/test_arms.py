@@ -10,6 +10,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from experiments import chain
 from experiments.faithfulness import arms
+from experiments.faithfulness.tasks import CHAINS
 from experiments.starting_policy import Phase, make_model, make_tokenizer, warm_start
 
 
@@ -60,9 +61,7 @@ def test_what_a_run_tells(policy, tmp_path):
         assert kept[f"group_{when}"].tolist() == sorted(list(range(8)) * 8)
 
 
-@pytest.mark.parametrize(
-    "arm", [pytest.param(arm, marks=() if arm in arms.CORE else pytest.mark.slow) for arm in arms.ARMS]
-)
+@pytest.mark.parametrize("arm", [arm for arm in arms.ARMS if arms.suits(arm, CHAINS)])
 def test_every_arm_runs(policy, tmp_path, arm, caplog):
     result = run(policy, arm, tmp_path, steps=1)
     assert not [record for record in caplog.records if record.levelname == "WARNING" and "correct" in record.message]
@@ -72,7 +71,9 @@ def test_every_arm_runs(policy, tmp_path, arm, caplog):
 def test_the_first_arm_is_plain_grpo(policy, tmp_path):
     """`GRPOTrainer` itself, on the same settings, makes the same rollouts step after step."""
     result = run(policy, "grpo", tmp_path, steps=4)
-    settings = {name: value for name, value in arms.GRPO.items() if not name.startswith("contrastive_")}
+    settings = {
+        name: value for name, value in arms.config_of("grpo", CHAINS).items() if not name.startswith("contrastive_")
+    }
     trainer = GRPOTrainer(
         AutoModelForCausalLM.from_pretrained(policy),
         [chain.answer_reward, chain.steps_reward, chain.spot_checked_steps_reward],

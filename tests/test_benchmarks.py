@@ -137,7 +137,7 @@ def tiny():
 @pytest.mark.slow
 def test_overhead_runs(monkeypatch, tmp_path):
     record = run_main(monkeypatch, tmp_path, overhead, "--shape", "tiny", "--rounds", 2, "--seeds", 2)
-    assert [row["mode"] for row in record["rows"]] == ["fused", "decode", "forward", "naive"]
+    assert [row["mode"] for row in record["rows"]] == ["fused", "decode", "forward", "likelihood", "naive"]
     for row in record["rows"]:
         assert row["step_time_ratio"]["n"] == row["peak_memory_ratio"]["n"] == 4
         assert row["step_time_ratio"]["median"] > 0.1
@@ -181,7 +181,7 @@ def test_every_way_takes_its_turn_and_only_forward_makes_extra_passes(tmp_path, 
 
     def watched(prompts):
         output = generate(prompts)
-        turns.append(trainer.states.mode)
+        turns.append(trainer.mode)
         assert {len(ids) for ids in output[1]} == {tiny.n_completion}
         return output
 
@@ -201,7 +201,8 @@ def test_naive_states_are_ours(tmp_path, tiny):
     trainer.model.eval()
     ids = torch.randint(2, tiny.vocab_size, (8, 12), generator=torch.Generator().manual_seed(0)).tolist()
     pooled = []
-    for trainer.states.mode in ("naive", "forward"):
+    for mode in ("naive", "forward"):
+        trainer.take_turn(mode)
         with trainer.states.rollouts():
             trainer.states.tokens = RolloutTokens([row[:4] for row in ids], [row[4:] for row in ids])
             pooled.append(trainer.states.pooled(trainer.model_wrapped, 4, 0))
@@ -271,7 +272,8 @@ def test_rollouts_of_the_warm_up_round_may_be_short():
         overhead.run(settings)
     finally:
         overhead.TurnsTrainer = original
-    assert lengths == [{2}] * 4 + [{8}] * 4 + [{2}] * 2 + [{8}] * 2
+    turns = [len(modes) for modes in overhead.SETTINGS.values()]
+    assert lengths == [length for n_modes in turns for length in [{2}] * n_modes + [{8}] * n_modes]
 
 
 # ---------------------------------------------------------------------- dynamic sampling

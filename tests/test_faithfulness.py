@@ -46,13 +46,21 @@ def make_run(right, sound, steps=30, auroc=0.5, accuracy=0.75):
 
 
 def test_the_primary_metric_is_that_of_the_last_steps_together():
-    run = make_run(10, 10)
+    run = make_run(10, 10, steps=100)
     for row in run["train"][-20:]:
         row |= {"right": 10, "sound": 8}
     run["train"][-1] |= {"right": 20, "sound": 0}
     metrics = statistics.run_metrics(run)
     assert metrics[statistics.PRIMARY] == pytest.approx((19 * 2 + 20) / (19 * 10 + 20))
     assert metrics["train/accuracy"] == pytest.approx((19 * 10 + 20) / (20 * 20))
+
+
+def test_of_a_short_run_the_second_half_counts():
+    assert [statistics.last_steps(steps) for steps in (1, 2, 16, 40, 100)] == [1, 1, 8, 20, 20]
+    run = make_run(10, 10, steps=16)
+    for row in run["train"][-8:]:
+        row["sound"] = 5
+    assert statistics.run_metrics(run)[statistics.PRIMARY] == 0.5
 
 
 def test_short_runs_do_not_count_the_warmup():
@@ -309,6 +317,7 @@ def test_an_archive_of_finished_runs_is_gone_on_from(study, tmp_path):
         (("--arms", "grpo", "nonsense"), "`arms` has nonsense, but must be of all, core, grpo"),
         (("--policies", "nonsense"), "`policies` has nonsense, but must be of all, "),
         (("--seeds", "0"), "`seeds` is 0"),
+        (("--arms", "equations"), "The arm 'equations' needs rewards that are not among its policies'"),
     ],
 )
 def test_bad_settings_are_named(flags, message, capsys):
@@ -322,7 +331,8 @@ def test_default_settings():
     assert settings.arms == [name for name in arms.ARMS if name in arms.CORE]
     assert settings.policies == list(arms.POLICIES)
     assert (settings.seeds, settings.first_seed, settings.steps) == (20, 1000, 100)
-    assert Settings(arms=["all"]).arms == list(arms.ARMS)
+    assert Settings(arms=["all"]).arms == [name for name in arms.ARMS if "equations" not in name]
+    assert Settings(arms=["all"], policies=["own_slips"]).arms == list(arms.ARMS)
     assert Settings(arms=["clipo", "grpo"]).arms == ["grpo", "clipo"]
     assert {studies.REFERENCE, *studies.COMPARED} <= set(arms.ARMS)
 
@@ -335,7 +345,7 @@ def test_the_final_run_has_fresh_problems_and_policies():
     runs = [studies.arm_job(development, policies[0], policy, seed, "grpo") for seed in (0, 1)]
     assert runs[0].settings["policy"] == runs[1].settings["policy"]
     assert runs[0].folder != runs[1].folder
-    train = [set(studies.make_train_set(50, seed)["problem"]) for seed in (0, 1000)]
+    train = [set(studies.task_of(policy).train_set(50, seed)["problem"]) for seed in (0, 1000)]
     assert train[0] != train[1]
 
 

@@ -83,6 +83,11 @@ class Recording(CLIPOTrainer):
         return column
 
 
+def recording(tmp_path):
+    args = tiny_config(tmp_path, **LIKELIHOOD)
+    return Recording(tiny_model(), letters_reward, args, tiny_dataset(), processing_class=tiny_tokenizer())
+
+
 def train(tmp_path, trainer_class=Recording, reward_funcs=letters_reward, model=None, trainer_kwargs=None, **settings):
     config_class = {} if issubclass(trainer_class, CLIPOTrainer) else {"config_class": GRPOConfig}
     trainer = trainer_class(
@@ -260,13 +265,7 @@ def test_a_ratio_is_there_only_where_it_was(tmp_path):
 
 
 def test_a_fault_in_the_middle_leaves_no_trace(tmp_path):
-    trainer = Recording(
-        tiny_model(),
-        letters_reward,
-        tiny_config(tmp_path, **LIKELIHOOD),
-        tiny_dataset(),
-        processing_class=tiny_tokenizer(),
-    )
+    trainer = recording(tmp_path)
     grade = trainer.reward_funcs[0]
 
     def failing(completions, **kwargs):
@@ -370,13 +369,7 @@ def test_what_it_reads_and_what_it_does_not(tmp_path):
 
 
 def test_a_trainer_that_does_not_score_is_told(tmp_path):
-    trainer = Recording(
-        tiny_model(),
-        letters_reward,
-        tiny_config(tmp_path, **LIKELIHOOD),
-        tiny_dataset(),
-        processing_class=tiny_tokenizer(),
-    )
+    trainer = recording(tmp_path)
     right = torch.ones(2, 4, dtype=torch.bool)
     with pytest.raises(ValueError, match="'likelihood', but there are no log-probabilities"):
         trainer.head_learner.score(torch.rand(8, 16), right, right)

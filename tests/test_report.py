@@ -305,6 +305,13 @@ def test_panels_are_those_that_have_values():
     ]
 
 
+def test_whatever_ranks_sound_before_lucky_is_in_one_panel():
+    names = ("reward", "embedding", "hidden", "likelihood")
+    logs = [{"step": 1} | {f"contrastive/sound_auroc_{name}": 0.5 for name in names}]
+    (panel,) = curves.panels(TrainingRecord(Path("out"), {}, logs, None, None))
+    assert [line.label for line in panel.lines] == ["reward", "embedding", "hidden state", "likelihood"]
+
+
 def test_first_and_last():
     logs = [{"step": step, "x": float(step)} for step in range(100)]
     assert curves.first_and_last(logs, "x") == (4.5, 94.5) and curves.first_and_last(logs, "x", 0.0) == (0.0, 99.0)

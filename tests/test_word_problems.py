@@ -1,5 +1,6 @@
 """The word problems: their answers and their checker, against a reader of the story that shares no code with them."""
 
+import math
 import random
 import re
 import sys
@@ -10,6 +11,7 @@ import pytest
 from experiments import word_problems as task
 from experiments.chain import accuracy, lucky_share
 from experiments.word_problems import VARIANTS, Problem, build_dataset, check, make_problem, write_trace
+from reward_funcs import sound_equations_reward
 
 
 # What the sentences of the stories say, in words of their own
@@ -42,8 +44,8 @@ def right_answer(text):
     value, question = read(text)
     if bound := re.match(r" more than (\d+)", question):
         return "yes" if value > int(bound[1]) else "no"
-    options = re.findall(r"([A-Z])\. (\d+)", question)
-    return next((letter for letter, option in options if int(option) == value), None) if options else str(value)
+    options = re.findall(r"(\d+): ([A-Z])", question)
+    return next((letter for option, letter in options if int(option) == value), None) if options else str(value)
 
 
 @pytest.mark.parametrize("answer", task.ANSWERS)
@@ -113,6 +115,13 @@ def test_each_step_is_checked_in_its_place(completion, answer, steps):
     assert checked.lucky == (answer and not all(steps))
 
 
+@pytest.mark.parametrize("line, holds", [("24: B", True), ("So 24: B.", True), ("24: A", False), ("25: B", False)])
+def test_the_letter_of_a_result_is_a_step(line, holds):
+    problem = Problem(17, (("-", 9), ("*", 3)), "", "B", options=(23, 24))
+    checked = check(problem, f"17 - 9 = 8\n8 * 3 = 24\n{line}\nAnswer: B")
+    assert checked.answer_correct and checked.steps_correct == (True, True, holds)
+
+
 def test_a_division_must_be_whole():
     assert check(Problem(9, (("/", 2),), "", "4"), "9 / 2 = 4\nAnswer: 4").steps_correct == (False,)
 
@@ -160,6 +169,23 @@ def test_too_few_problems_are_an_error(monkeypatch):
         build_dataset(100, 0, num_operations=1, answer="number")
 
 
+@pytest.mark.filterwarnings("ignore")  # of what reasoning-gym imports
+def test_the_foreign_source_itself():
+    """What reasoning-gym gives: worked solutions that pass the check of equations, and wrong numbers that do not."""
+    pytest.importorskip("reasoning_gym")
+    rows = task.foreign_dataset(40, 0)
+    assert len(set(rows["solution"])) > 20 and rows.to_dict() == task.foreign_dataset(40, 0).to_dict()
+    assert all(math.isfinite(float(solution)) for solution in rows["solution"])
+    import reasoning_gym
+
+    entries = reasoning_gym.create_dataset("gsm_symbolic", seed=0, size=130)
+    worked = {entry["question"]: entry["metadata"]["answer_cot"] for entry in entries}
+    texts = [worked[prompt[0]["content"]] for prompt in rows["prompt"]]
+    assert sound_equations_reward(texts) == [1.0] * 40
+    spoiled = [re.sub(r"(=\s*[^\d\n]*)(\d+)", lambda m: f"{m[1]}{int(m[2]) + 7}", text, count=1) for text in texts]
+    assert sum(reward == 0 for reward in sound_equations_reward(spoiled)) >= 38
+
+
 def test_the_foreign_source_keeps_what_can_be_checked(monkeypatch):
     worked = [
         "2 + 3 = 5\n#### 5",
@@ -178,5 +204,5 @@ def test_the_foreign_source_keeps_what_can_be_checked(monkeypatch):
     with pytest.raises(ValueError, match="only 2 problems passed"):
         task.foreign_dataset(3, 0)
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    with pytest.raises(ImportError, match="pip install reasoning-gym"):
+    with pytest.raises(ImportError, match="reasoning-gym"):
         task.foreign_dataset(1, 0)

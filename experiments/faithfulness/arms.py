@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from clipo_trl import CLIPOConfig, CLIPOTrainer
 from clipo_trl.metrics import sound_against_lucky
+from reward_funcs import sound_equations_reward
 
 from .. import chain
-from ..starting_policy import Phase, evaluate_policy
+from ..starting_policy import Phase
+from .tasks import CHAINS, Task
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -52,31 +54,19 @@ class Arm:
 
     Attributes:
         title (`str`): Name in tables and pictures.
-        config (`dict[str, Any]`): Fields of [`CLIPOConfig`] that differ from `GRPO`.
+        config (`dict[str, Any]`): Fields of [`CLIPOConfig`] that differ from the task's.
         control (`str`, *optional*):
             Which of a group's right rollouts gets which of their contrastive rewards: its own (None), one drawn at
             random (`"permuted"`), or the higher ones to those whose steps are all right (`"sorted"`).
+        paid (`tuple[str, ...]`): Reward functions that are paid, with weight 1; the others are watched.
     """
 
     title: str
     config: dict[str, Any] = field(default_factory=dict)
     control: str | None = None
+    paid: tuple[str, ...] = (chain.answer_reward.__name__,)
 
 
-GRPO: dict[str, Any] = {
-    "num_generations": 8,
-    "per_device_train_batch_size": 64,  # 8 problems a step
-    "max_completion_length": 48,
-    "learning_rate": 2e-4,
-    "lr_scheduler_type": "constant",
-    "loss_type": "dapo",
-    "beta": 0.0,
-    "temperature": 1.0,
-    "reward_weights": [1.0, 0.0, 0.0],  # the answer; all steps and spot-checked steps are watched
-    "contrastive_step_reward": chain.steps_reward.__name__,
-    "contrastive_reward_weight": 0.0,
-    "contrastive_embedding_dim": 64,
-}
 WARMUP = {"contrastive_warmup_steps": 10}
 CLIPO = {"contrastive_reward_weight": 0.2, **WARMUP}
 AGREEMENT = {
@@ -86,11 +76,14 @@ AGREEMENT = {
     **WARMUP,
 }
 LIKELIHOOD = {"contrastive_reward_type": "likelihood", "contrastive_reward_weight": 0.2, **WARMUP}
-SPOT_CHECK = {"reward_weights": [1.0, 0.0, 1.0]}
-CALIBRATED = AGREEMENT | {
-    "contrastive_calibration": True,
-    "contrastive_step_reward": chain.spot_checked_steps_reward.__name__,
-}
+SPOT_CHECK = (chain.answer_reward.__name__, chain.spot_checked_steps_reward.__name__)
+
+
+def calibrated(step_reward: Callable) -> dict[str, Any]:
+    return AGREEMENT | {"contrastive_calibration": True, "contrastive_step_reward": step_reward.__name__}
+
+
+CALIBRATED = calibrated(chain.spot_checked_steps_reward)
 
 ARMS: dict[str, Arm] = {
     "grpo": Arm("GRPO"),
@@ -99,8 +92,8 @@ ARMS: dict[str, Arm] = {
     "sorted": Arm("CLIPO, sorted", CLIPO, "sorted"),
     "agreement": Arm("agreement", AGREEMENT),
     "agreement_permuted": Arm("agreement, permuted", AGREEMENT, "permuted"),
-    "spot_check": Arm("GRPO, 1 in 8 spot-checked", SPOT_CHECK),
-    "calibrated_spot_check": Arm("agreement, calibrated, 1 in 8 spot-checked", CALIBRATED | SPOT_CHECK),
+    "spot_check": Arm("GRPO, 1 in 8 spot-checked", paid=SPOT_CHECK),
+    "calibrated_spot_check": Arm("agreement, calibrated, 1 in 8 spot-checked", CALIBRATED, paid=SPOT_CHECK),
     "calibrated": Arm("agreement, calibrated on 1 in 8", CALIBRATED),
     "agreement_weight_1": Arm("agreement, weight 1", AGREEMENT | {"contrastive_reward_weight": 1.0}),
     "frozen_head": Arm("CLIPO, frozen head", {"contrastive_reward_weight": 0.2, "freeze_contrastive_head": True}),
@@ -111,8 +104,28 @@ ARMS: dict[str, Arm] = {
     ),
     "likelihood": Arm("likelihood", LIKELIHOOD),
     "likelihood_permuted": Arm("likelihood, permuted", LIKELIHOOD, "permuted"),
+    "calibrated_equations": Arm("agreement, calibrated by equations", calibrated(sound_equations_reward)),
+    "equations": Arm("GRPO, equations checked", paid=(chain.answer_reward.__name__, sound_equations_reward.__name__)),
 }
 CORE = ("grpo", "clipo", "permuted", "sorted", "agreement", "agreement_permuted")
+
+
+def config_of(arm: str, task: Task) -> dict[str, Any]:
+    """Fields of [`CLIPOConfig`] that an arm is trained with. Raises a `ValueError` if it asks for a reward that the
+    task does not have."""
+    asked, names = ARMS[arm], [function.__name__ for function in task.rewards]
+    config = task.config | {"reward_weights": [float(name in asked.paid) for name in names]} | asked.config
+    if not suits(arm, task):
+        raise ValueError(f"The arm {arm!r} needs rewards that are not among its policies': {', '.join(names)}.")
+    if "contrastive_warmup_steps" in config:
+        config["contrastive_warmup_steps"] = task.warmup_steps
+    return config
+
+
+def suits(arm: str, task: Task) -> bool:
+    """Whether the task has all rewards that the arm asks for."""
+    asked, names = ARMS[arm], {function.__name__ for function in task.rewards}
+    return {asked.config.get("contrastive_step_reward", task.config["contrastive_step_reward"]), *asked.paid} <= names
 
 
 class ControlledTrainer(CLIPOTrainer):
@@ -169,6 +182,7 @@ def run(
     arm: str,
     seed: int,
     *,
+    task: Task = CHAINS,
     steps: int,
     eval_every: int,
     train_set: Dataset,
@@ -185,9 +199,10 @@ def run(
         policy_folder (`Path`): Starting policy, see [`warm_start`].
         arm (`str`): Name in `ARMS`.
         seed (`int`): Order of the problems, rollouts, draws and weights of the head.
+        task (`Task`, *optional*, defaults to `CHAINS`): What the policy is trained on.
         steps (`int`): Steps of the policy; those of a frozen warm-up come on top.
         eval_every (`int`): Steps between two evaluations; there is one at the end in any case.
-        train_set (`Dataset`), eval_sets (`dict[str, Dataset]`): See [`chain.build_dataset`].
+        train_set (`Dataset`), eval_sets (`dict[str, Dataset]`): See [`Task`].
         output_dir (`Path`): Folder of the trainer; gets `embeddings.npz` with what [`ControlledTrainer`] keeps.
         num_samples (`int`, *optional*, defaults to `1`): Completions a problem in evaluations.
         device (`str`, *optional*, defaults to `"cpu"`): `"cpu"` or `"cuda"`.
@@ -198,15 +213,15 @@ def run(
         of a frozen warm-up are 0 and below) with the numbers of `rollouts`, of `right` and of `sound` ones and the
         metrics `contrastive/...`; `eval`, one entry an evaluation, with `step` and the figures of each set.
     """
-    args = _make_args(arm, seed, steps, output_dir, device)
+    config = config_of(arm, task)
+    args = _make_args(config, seed, steps, output_dir, device)
     n_warmup = args.contrastive_warmup_steps
-    tokenizer = AutoTokenizer.from_pretrained(policy_folder)
-    model = AutoModelForCausalLM.from_pretrained(policy_folder, dtype=torch.float32)
+    model, tokenizer = task.load(policy_folder)
     evaluations = []
 
     def evaluate() -> dict[str, dict[str, float]]:
         sampling = {"num_samples": num_samples, "seed": seed}
-        return {name: evaluate_policy(model, tokenizer, rows, **sampling) for name, rows in eval_sets.items()}
+        return {name: task.evaluate(model, tokenizer, rows, **sampling) for name, rows in eval_sets.items()}
 
     def after_step(step: int) -> None:
         if step > n_warmup and ((step - n_warmup) % eval_every == 0 or step == args.max_steps):
@@ -214,40 +229,39 @@ def run(
         if on_step is not None:
             on_step(step)
 
-    trainer = _make_trainer(arm, args, model, tokenizer, train_set, after_step)
+    trainer = _make_trainer(arm, task, args, model, tokenizer, train_set, after_step)
     start = time.perf_counter()
     trainer.train()
     seconds = round(time.perf_counter() - start, 1)
     np.savez(Path(output_dir, "embeddings.npz"), **trainer.snapshots)
-    asked = {"arm": arm, "seed": seed, "steps": steps, "seconds": seconds, "config": GRPO | ARMS[arm].config}
+    asked = {"arm": arm, "seed": seed, "steps": steps, "seconds": seconds, "config": config}
     return asked | {"train": _training_rows(trainer, n_warmup), "eval": evaluations}
 
 
-def _make_args(arm: str, seed: int, steps: int, output_dir: Path, device: str) -> CLIPOConfig:
-    config = GRPO | ARMS[arm].config
+def _make_args(config: dict[str, Any], seed: int, steps: int, output_dir: Path, device: str) -> CLIPOConfig:
     return CLIPOConfig(
         output_dir=str(output_dir),
         max_steps=steps + config.get("contrastive_warmup_steps", 0),
         seed=seed,
         use_cpu=device == "cpu",
-        bf16=False,
         gradient_checkpointing=False,
         logging_steps=1,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
         contrastive_success_rewards=[chain.answer_reward.__name__],
-        **config,
+        **{"bf16": False} | config,
     )
 
 
-def _make_trainer(arm: str, args: CLIPOConfig, model, tokenizer, train_set: Dataset, after_step) -> ControlledTrainer:
+def _make_trainer(arm: str, task: Task, args, model, tokenizer, train_set: Dataset, after_step) -> ControlledTrainer:
     trainer = ControlledTrainer(
         model,
-        [chain.answer_reward, chain.steps_reward, chain.spot_checked_steps_reward],
+        list(task.rewards),
         args,
         train_dataset=train_set,
         processing_class=tokenizer,
+        peft_config=task.peft_config(model),
         callbacks=[_AfterStep(after_step)],
     )
     trainer.reward_control, trainer.n_batches = ARMS[arm].control, args.max_steps

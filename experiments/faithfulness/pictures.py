@@ -15,7 +15,7 @@ from matplotlib.ticker import PercentFormatter  # noqa: E402
 from scipy.optimize import isotonic_regression  # noqa: E402
 from sklearn.decomposition import PCA  # noqa: E402
 
-from .statistics import LAST_STEPS, PRIMARY, mean_and_band, number, training_curve  # noqa: E402
+from .statistics import PRIMARY, last_steps, mean_and_band, number, training_curve  # noqa: E402
 from .study import Study  # noqa: E402
 
 
@@ -267,7 +267,7 @@ def differences(study: Study, numbers: dict[str, Any]) -> plt.Figure | None:
         axis.set_ylim(len(shown) - 0.4, -0.6)
     reference = study.arms[study.reference]
     figure.supxlabel(
-        f"lucky share of the last {min(LAST_STEPS, study.settings['steps'])} training steps: percentage points above or below {reference}",
+        f"lucky share of the last {last_steps(study.settings['steps'])} training steps: percentage points above or below {reference}",
         fontsize=10,
     )
     return figure

@@ -11,7 +11,7 @@ from typing import Any
 
 from . import pictures
 from .jobs import write_json
-from .statistics import AUROCS, EVAL_METRICS, LAST_STEPS, N_RESAMPLES, PRIMARY, Run, compare, describe, number
+from .statistics import AUROCS, EVAL_METRICS, N_RESAMPLES, PRIMARY, Run, compare, describe, last_steps, number
 from .study import Study
 
 
@@ -104,7 +104,7 @@ def evaluations(runs: Iterable[Run]) -> list[dict[str, Any]]:
 
 def report_lines(study: Study, numbers: dict[str, Any], drawn: Mapping[str, str]) -> Iterable[str]:
     settings = study.settings
-    n_last = min(LAST_STEPS, settings["steps"])
+    n_last = last_steps(settings["steps"])
     last_seed = settings["first_seed"] + settings["seeds"] - 1
     yield "# Lucky rollouts with GRPO and CLIPO\n"
     yield (
@@ -147,7 +147,7 @@ def policy_lines(study: Study, measured: dict[str, Any]) -> Iterable[str]:
 
 
 def training_lines(study: Study, measured: dict[str, Any]) -> Iterable[str]:
-    yield f"### Training: the last {min(LAST_STEPS, study.settings['steps'])} steps, and AUROC\n"
+    yield f"### Training: the last {last_steps(study.settings['steps'])} steps, and AUROC\n"
     yield from table(
         ["arm", "seeds", "**lucky share**", "accuracy", "AUROC: reward paid", "embeddings", "hidden states"],
         (

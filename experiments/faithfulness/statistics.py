@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 
 
-LAST_STEPS = 20  # of training, for the primary metric
+LAST_STEPS = 20  # of training at most, for the primary metric; see `last_steps`
 N_RESAMPLES = 10_000
 CONFIDENCE = 0.95
 PRIMARY = "train/lucky_share"
@@ -65,17 +65,22 @@ def accuracy(rows: Sequence[Mapping[str, Any]]) -> float:
     return sum(row["right"] for row in rows) / sum(row["rollouts"] for row in rows)
 
 
+def last_steps(steps: int) -> int:
+    """How many of the last training steps the primary metric is of: 20, or half of a run of fewer than 40."""
+    return min(LAST_STEPS, (steps + 1) // 2)
+
+
 def run_metrics(run: Run) -> Metrics:
     """
     Return the metrics of one run.
 
-    `train/lucky_share` (the primary one) and `train/accuracy` are those of the last 20 training steps; `SET/accuracy`,
-    `SET/strict_accuracy` and `SET/lucky_share` those of the last evaluation on each test set; `auroc/reward`,
-    `auroc/embedding` and `auroc/hidden`, and those of `REWARD`, are means over the training steps where they are
-    defined.
+    `train/lucky_share` (the primary one) and `train/accuracy` are those of the last training steps, see
+    [`last_steps`]; `SET/accuracy`, `SET/strict_accuracy` and `SET/lucky_share` those of the last evaluation on each
+    test set; `auroc/reward`, `auroc/embedding` and `auroc/hidden`, and those of `REWARD`, are means over the training
+    steps where they are defined.
     """
     rows = training_rows(run)
-    last = [row for row in rows if row["step"] > run["steps"] - LAST_STEPS]
+    last = [row for row in rows if row["step"] > run["steps"] - last_steps(run["steps"])]
     metrics = {"train/lucky_share": lucky_share(last), "train/accuracy": accuracy(last)}
     for name, measured in final_evaluation(run).items():
         metrics |= {f"{name}/{metric}": number(measured[metric]) for metric in EVAL_METRICS}

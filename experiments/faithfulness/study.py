@@ -3,27 +3,30 @@
 import functools
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from datasets import Dataset
 from transformers.utils import logging
 
-from .. import chain
-from ..starting_policy import Phase, evaluate_policy, warm_start
+from .. import language_model
+from ..language_model import WARM_STARTS, load_policy
+from ..language_model.warm_starts import lineage
+from ..starting_policy import Phase, warm_start
 from . import arms
 from .jobs import Job
 from .statistics import Metrics, Run, run_metrics
+from .tasks import CHAINS, Task, word_problems_task
 
 
 REFERENCE = "grpo"  # differences are to this arm
 COMPARED = ("permuted", "agreement", "agreement_permuted", "likelihood_permuted")  # and to these arms
 LATER_PHASE_FIELDS = ("shortcut",)  # than version 0.1.0
 ARM_NAMES, POLICY_NAMES = ", ".join(arms.ARMS), ", ".join(arms.POLICIES)
+LANGUAGE_MODEL_NAMES = ", ".join(WARM_STARTS)
 
 
 @dataclass
@@ -37,7 +40,9 @@ class Settings:
     )
     policies: list[str] = field(
         default_factory=lambda: ["all"],
-        metadata={"help": f"Starting policies: `all`, or some of {POLICY_NAMES}."},
+        metadata={
+            "help": f"Starting policies: `all`, or some of {POLICY_NAMES}; or, of a language model, {LANGUAGE_MODEL_NAMES}."
+        },
     )
     seeds: int = field(default=20, metadata={"help": "How many seeds an arm."})
     first_seed: int = field(
@@ -57,13 +62,22 @@ class Settings:
         default_factory=lambda: os.cpu_count() or 1,
         metadata={"help": "Runs at a time, each on one thread. Default: one a CPU core."},
     )
+    models: str = field(
+        default="runs/language_model",
+        metadata={"help": "Where the language model and its warm starts go; see experiments.language_model."},
+    )
     device: str = field(default="cpu", metadata={"help": "`cpu`, or `cuda`: all runs then share one GPU."})
     report_only: bool = field(default=False, metadata={"help": "Run nothing; report what of the above is finished."})
 
     def __post_init__(self):
-        named = {"all": list(arms.ARMS), "core": list(arms.CORE)}
-        self.arms = _choose("arms", self.arms, named, arms.ARMS)
-        self.policies = _choose("policies", self.policies, {"all": list(arms.POLICIES)}, arms.POLICIES)
+        known = [*arms.POLICIES, *WARM_STARTS]
+        self.policies = _choose("policies", self.policies, {"all": list(arms.POLICIES)}, known)
+        tasks = [task_of(policy) for policy in self.policies]
+        possible = [arm for arm in arms.ARMS if all(arms.suits(arm, task) for task in tasks)]
+        self.arms = _choose("arms", self.arms, {"all": possible, "core": list(arms.CORE)}, arms.ARMS)
+        for arm in self.arms:
+            for task in tasks:
+                arms.config_of(arm, task)
         for name in ("seeds", "steps", "eval_every", "train_problems", "test_problems", "num_processes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but must be 1 or more.")
@@ -71,10 +85,15 @@ class Settings:
             raise ValueError("`device` is 'cuda', but torch finds no CUDA device. Use `--device cpu`.")
 
 
-def _choose(argument: str, asked: list[str], named: dict[str, list[str]], known: dict[str, Any]) -> list[str]:
+def task_of(policy: str) -> Task:
+    """What a starting policy is trained on."""
+    return CHAINS if policy in arms.POLICIES else word_problems_task(WARM_STARTS[policy].problems)
+
+
+def _choose(argument: str, asked: list[str], named: dict[str, list[str]], known: Collection[str]) -> list[str]:
     """Return the names asked for, in the order in which they are known."""
     names = {name for entry in asked for name in named.get(entry, [entry])}
-    if unknown := sorted(names - known.keys()):
+    if unknown := sorted(names.difference(known)):
         raise ValueError(f"`{argument}` has {', '.join(unknown)}, but must be of {', '.join([*named, *known])}.")
     return [name for name in known if name in names]
 
@@ -163,6 +182,8 @@ def collect(settings: Settings, policies: dict[str, Job], runs: dict[tuple[str, 
 
 def policy_job(settings: Settings, policy: str) -> Job:
     """Warm-start one starting policy and evaluate it once."""
+    if policy not in arms.POLICIES:
+        return language_model_job(settings, policy)
     phases = arms.POLICIES[policy]
     model = {"hidden_size": settings.hidden_size, "num_layers": settings.num_layers}
     return Job(
@@ -179,6 +200,21 @@ def policy_job(settings: Settings, policy: str) -> Job:
     )
 
 
+def language_model_job(settings: Settings, name: str) -> Job:
+    """Warm-start the language model, if that is not done yet, and evaluate it once. The model stays in
+    `settings.models`."""
+    recipes = {each: asdict(WARM_STARTS[each]) for each in lineage(name)}
+    return Job(
+        name=f"warm start {name}",
+        folder=Path(settings.output_dir) / "policies" / name,
+        settings={"recipes": recipes, "seed": settings.first_seed, "test_problems": settings.test_problems},
+        steps=sum(WARM_STARTS[each].steps for each in recipes),
+        work=functools.partial(
+            make_language_model, settings.models, name, settings.first_seed, settings.test_problems
+        ),
+    )
+
+
 def phase_settings(phase: Phase) -> dict[str, Any]:
     """The fields of a phase; those that came later only where they are used: studies that were begun before go on."""
     return {name: value for name, value in asdict(phase).items() if value or name not in LATER_PHASE_FIELDS}
@@ -188,15 +224,16 @@ def arm_job(settings: Settings, policy_job: Job, policy: str, seed: int, arm: st
     """Train one arm from one starting policy with one seed."""
     names = ("first_seed", "steps", "eval_every", "train_problems", "test_problems", "device")
     asked = {name: getattr(settings, name) for name in names}
-    trained = arms.ARMS[arm]
+    is_toy, task = policy in arms.POLICIES, task_of(policy)
+    policy_folder = policy_job.folder if is_toy else Path(settings.models, policy, "model")
     return Job(
         name=f"{arm} from {policy}, seed {seed}",
         folder=Path(settings.output_dir) / "runs" / policy / arm / str(seed),
         settings=asked
         | {"policy": policy_job.settings, "seed": seed}
-        | {"control": trained.control, "config": arms.GRPO | trained.config},
+        | {"control": arms.ARMS[arm].control, "config": arms.config_of(arm, task)},
         steps=settings.steps,
-        work=functools.partial(train_arm, policy_job.folder, arm, seed, asked),
+        work=functools.partial(train_arm, policy_folder, task, arm, seed, asked),
     )
 
 
@@ -218,33 +255,41 @@ def make_policy(
     on_step: Callable[..., None],
 ) -> dict[str, dict[str, float]]:
     policy, tokenizer = warm_start(folder, phases=phases, seed=data_seed, on_step=on_step, **model)
-    test_sets = make_test_sets(test_problems, data_seed)
-    return {name: evaluate_policy(policy, tokenizer, rows) for name, rows in test_sets.items()}
+    return evaluations_of(CHAINS, policy, tokenizer, test_problems, data_seed)
+
+
+def make_language_model(
+    models: str, name: str, data_seed: int, test_problems: int, folder: Path, on_step: Callable[..., None]
+) -> dict[str, dict[str, float]]:
+    done_before = {each: sum(WARM_STARTS[one].steps for one in lineage(each)[:-1]) for each in lineage(name)}
+    model = language_model.warm_start(models, name, on_step=lambda each, done: on_step(done_before[each] + done))
+    return evaluations_of(task_of(name), *load_policy(model), test_problems, data_seed)
+
+
+def evaluations_of(task: Task, model, tokenizer, test_problems: int, seed: int) -> dict[str, dict[str, float]]:
+    test_sets = task.test_sets(test_problems, seed)
+    return {name: task.evaluate(model, tokenizer, rows, num_samples=4) for name, rows in test_sets.items()}
 
 
 def train_arm(
-    policy_folder: Path, arm: str, seed: int, asked: dict[str, Any], folder: Path, on_step: Callable[..., None]
+    policy_folder: Path,
+    task: Task,
+    arm: str,
+    seed: int,
+    asked: dict[str, Any],
+    folder: Path,
+    on_step: Callable[..., None],
 ) -> dict[str, Any]:
     return arms.run(
         policy_folder,
         arm,
         seed,
+        task=task,
         steps=asked["steps"],
         eval_every=asked["eval_every"],
-        train_set=make_train_set(asked["train_problems"], asked["first_seed"]),
-        eval_sets=make_test_sets(asked["test_problems"], asked["first_seed"]),
+        train_set=task.train_set(asked["train_problems"], asked["first_seed"]),
+        eval_sets=task.test_sets(asked["test_problems"], asked["first_seed"]),
         output_dir=folder,
         device=asked["device"],
         on_step=on_step,
     )
-
-
-@functools.cache
-def make_train_set(size: int, seed: int) -> Dataset:
-    return chain.build_dataset(size, seed)
-
-
-@functools.cache
-def make_test_sets(size: int, seed: int) -> dict[str, Dataset]:
-    variants = chain.VARIANTS.items()
-    return {name: chain.build_dataset(size, seed, split="test", **variant) for name, variant in variants}

@@ -97,9 +97,9 @@ def train(folder: Path, name: str, progress: Progress) -> None:
 
 
 def keep_rollouts(folder: Path, name: str, n_problems: int, progress: Progress) -> None:
-    """Sample problems of the train split, as training would, into the `rollouts.jsonl` of a warm start."""
+    """Sample held-out problems into the `rollouts.jsonl` of a warm start."""
     if n_problems:
-        problems = word_problems.build_dataset(n_problems, seed=1_000, **WARM_STARTS[name].problems)
+        problems = word_problems.build_dataset(n_problems, seed=1_000, split="test", **WARM_STARTS[name].problems)
         task = progress.add_task(f"{name}: rollouts", total=n_problems)
         path = sample_rollouts(
             folder / name, problems, on_batch=lambda n_done: progress.update(task, completed=n_done)

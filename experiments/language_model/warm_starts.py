@@ -44,7 +44,7 @@ class Phase:
 
     Attributes:
         steps (`int`): Optimizer steps.
-        drill (`str`, *optional*): `"equations"` or `"comparisons"` alone; else stories.
+        drill (`str`, *optional*): `"equations"` without a story; else stories.
     """
 
     steps: int
@@ -81,20 +81,16 @@ class WarmStart:
         return sum(phase.steps for phase in self.phases)
 
 
-SMALL_NUMBERS = {"num_operations": 2, "numbers": "small"}
 WARM_STARTS: dict[str, WarmStart] = {
-    # Numbers of two digits, more than so short a course can teach: most right answers are lucky.
+    # Questions of yes or no, on numbers of two digits. The comparison, which the answer hangs on, is more than so
+    # short a course can teach: answers are guessed, and most right ones are lucky.
     "own_slips": WarmStart((Phase(40, drill="equations"), Phase(60))),
-    # Small numbers, after those: about half of the right answers are lucky.
-    "small_numbers": WarmStart(
-        (Phase(10, drill="equations"), Phase(14)),
-        start="own_slips",
-        problems=SMALL_NUMBERS,
+    # Three answers to choose from. To look up a result's letter is easily learned, so that answers follow from steps;
+    # where a slip leads to none of the three, one is guessed.
+    "choices": WarmStart(
+        (Phase(60, drill="equations"), Phase(60)),
+        problems={"num_operations": 2, "answer": "choice", "num_options": 3},
         seed=1,
-    ),
-    # And drilled comparisons: most of the right answers, about half of all, are sound.
-    "mostly_sound": WarmStart(
-        (Phase(16, drill="comparisons"), Phase(8)), start="small_numbers", problems=SMALL_NUMBERS, seed=2
     ),
 }
 
@@ -110,13 +106,9 @@ def lineage(name: str) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def drill_lines(problem: word_problems.Problem, trace: str, drill: str) -> list[tuple[str, str]]:
-    """What is asked and what is to be answered in each equation of a trace, or in its comparison."""
-    lines = trace.splitlines()
-    if drill == "comparisons":
-        number, sign, answer = lines[-2].partition(" is")
-        return [(f"Are there more than {problem.bound}? {number}{sign}", answer)]
-    equations = (line.partition("=") for line in lines if "=" in line)
+def drill_lines(trace: str) -> list[tuple[str, str]]:
+    """What is asked and what is to be answered in each equation of a trace."""
+    equations = (line.partition("=") for line in trace.splitlines() if "=" in line)
     return [(asked + sign, result) for asked, sign, result in equations]
 
 
@@ -148,7 +140,7 @@ def examples(tokenizer: PreTrainedTokenizerBase, recipe: WarmStart) -> Iterator[
             else:
                 lines: list[tuple[str, str]] = []
                 while len(lines) < DRILL_LINES:
-                    lines += drill_lines(*worked(), phase.drill)
+                    lines += drill_lines(worked()[1])
                 yield encode_drill(tokenizer, lines[:DRILL_LINES])
 
 

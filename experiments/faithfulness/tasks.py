@@ -1,0 +1,121 @@
+"""What the policies of a study are trained on: quotient-remainder chains, or word problems in English."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from reward_funcs import sound_equations_reward
+
+from .. import chain, word_problems
+from ..language_model import evaluate
+from ..starting_policy import evaluate_policy
+
+
+@dataclass(frozen=True)
+class Task:
+    """
+    A task, and how its policies are loaded, trained and measured.
+
+    Attributes:
+        rewards (`tuple[Callable, ...]`): Reward functions: the answer, all steps, and what arms may use beside them.
+        config (`dict[str, Any]`): Fields of [`CLIPOConfig`] of all arms; the weights are those of GRPO.
+        warmup_steps (`int`): Steps of the head's warm-up, in arms that have one.
+        build (`Callable`): `build(size, seed, **variant)`: a dataset of different problems.
+        variants (`dict[str, dict]`): Arguments of `build` for each test set.
+        train (`dict[str, Any]`): Those for the problems to train on.
+        evaluate (`Callable`): `evaluate(model, tokenizer, rows, num_samples=, seed=)`: figures of sampled rollouts.
+        lora_layers (`int`, *optional*): The policy's own weights are frozen, and in bfloat16; adapters of so many of
+            its last layers learn, and no backward pass goes further.
+    """
+
+    rewards: tuple[Callable, ...]
+    config: dict[str, Any]
+    warmup_steps: int
+    build: Callable[..., Dataset]
+    variants: dict[str, dict[str, Any]]
+    evaluate: Callable[..., dict[str, float]]
+    train: dict[str, Any] = field(default_factory=dict)
+    lora_layers: int | None = None
+
+    def peft_config(self, model: PreTrainedModel) -> LoraConfig | None:
+        """Adapters for `model`, if the task trains those alone."""
+        if self.lora_layers is None:
+            return None
+        n_layers = model.config.num_hidden_layers
+        layers = list(range(max(0, n_layers - self.lora_layers), n_layers))
+        return LoraConfig(r=16, lora_alpha=32, target_modules=list(LINEAR), layers_to_transform=layers)
+
+    def load(self, folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Load a starting policy and its tokenizer."""
+        dtype = torch.float32 if self.lora_layers is None else torch.bfloat16
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype), tokenizer
+
+    def train_set(self, size: int, seed: int) -> Dataset:
+        return self.build(size, seed, **self.train)
+
+    def test_sets(self, size: int, seed: int) -> dict[str, Dataset]:
+        return {name: self.build(size, seed, split="test", **variant) for name, variant in self.variants.items()}
+
+
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+SHARED: dict[str, Any] = {
+    "num_generations": 8,
+    "max_completion_length": 48,
+    "learning_rate": 2e-4,
+    "lr_scheduler_type": "constant",
+    "loss_type": "dapo",
+    "beta": 0.0,
+    "temperature": 1.0,
+    "contrastive_step_reward": chain.steps_reward.__name__,  # of each task
+    "contrastive_reward_weight": 0.0,
+    "contrastive_embedding_dim": 64,
+}
+CHAINS = Task(
+    rewards=(chain.answer_reward, chain.steps_reward, chain.spot_checked_steps_reward),
+    config=SHARED | {"per_device_train_batch_size": 64},  # 8 problems a step
+    warmup_steps=10,
+    build=chain.build_dataset,
+    variants=chain.VARIANTS,
+    evaluate=evaluate_policy,
+)
+
+
+def word_problems_task(problems: dict[str, Any]) -> Task:
+    """
+    Word problems for the language model, of the kind that its warm start knows.
+
+    Args:
+        problems (`dict[str, Any]`): Arguments of [`word_problems.make_problem`], `num_operations` among them.
+    """
+    return Task(
+        rewards=(
+            word_problems.answer_reward,
+            word_problems.steps_reward,
+            word_problems.spot_checked_steps_reward,
+            sound_equations_reward,
+        ),
+        config=SHARED
+        | {
+            "per_device_train_batch_size": 32,  # 4 problems a step
+            "learning_rate": 5e-4,
+            "bf16": True,
+            "contrastive_embedding_dim": 144,
+        },
+        warmup_steps=2,
+        build=word_problems.build_dataset,
+        variants={
+            "test": problems,
+            "other_operands": problems | {"numbers": "other"},
+            "p1": problems | {"num_operations": problems["num_operations"] + 1},
+        },
+        evaluate=evaluate,
+        train=problems,
+        lora_layers=10,  # of 30: a third off a step
+    )

@@ -1,0 +1,76 @@
+"""The faithfulness experiment on word problems: arms and jobs with a tiny language model in the real one's place."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_language_model import TINY, base, wheel  # noqa: F401  # fixtures
+
+from experiments.faithfulness import arms
+from experiments.faithfulness import study as studies
+from experiments.faithfulness.study import Settings
+from experiments.faithfulness.tasks import word_problems_task
+from experiments.language_model import warm_starts
+
+
+NAME = "choices"
+pytestmark = pytest.mark.slow  # whole trainings
+
+
+@pytest.fixture
+def models(base, tmp_path, monkeypatch) -> Path:  # noqa: F811
+    """Folder of models in which a tiny warm start can be made."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "base").symlink_to(base / "base")
+    monkeypatch.setitem(warm_starts.WARM_STARTS, NAME, replace(TINY, problems=warm_starts.WARM_STARTS[NAME].problems))
+    return tmp_path / "models"
+
+
+def settings(models, tmp_path, *arm_names) -> Settings:
+    return Settings(
+        output_dir=str(tmp_path / "study"), policies=[NAME], arms=list(arm_names), seeds=1, first_seed=3000, steps=1,
+        train_problems=8, test_problems=2, models=str(models),
+    )  # fmt: skip
+
+
+def test_jobs_train_adapters_of_the_last_layers(models, tmp_path):
+    asked = settings(models, tmp_path, "grpo", "likelihood", "calibrated_equations", "equations")
+    policies = studies.policy_jobs(asked)
+    steps = []
+    figures = policies[NAME].work(tmp_path, steps.append)
+    assert set(figures) == {"test", "other_operands", "p1"} and steps == [1, 2, 3, 4] == list(
+        range(1, 1 + policies[NAME].steps)
+    )
+    runs = studies.arm_jobs(asked, policies)
+    for (_, arm, seed), job in runs.items():
+        job.partial_folder.mkdir(parents=True)
+        result = job.work(job.partial_folder, lambda step: None)
+        assert result["arm"] == arm and seed == 3000 and job.settings["config"] == result["config"]
+        assert result["train"][-1]["rollouts"] == 32 and set(result["eval"][0]) == {"step", *figures}
+
+
+def test_what_is_paid_and_what_learns(models, tmp_path, monkeypatch):
+    trainers = []
+    make = arms._make_trainer
+    monkeypatch.setattr(arms, "_make_trainer", lambda *args: trainers.append(make(*args)) or trainers[-1])
+    asked = settings(models, tmp_path, "equations")
+    policies = studies.policy_jobs(asked)
+    policies[NAME].work(tmp_path, lambda step: None)
+    (job,) = studies.arm_jobs(asked, policies).values()
+    job.partial_folder.mkdir(parents=True)
+    job.work(job.partial_folder, lambda step: None)
+    (trainer,) = trainers
+    paid = dict(zip(trainer.reward_func_names, trainer.reward_weights.tolist(), strict=True))
+    assert paid["answer_reward"] == paid["sound_equations_reward"] == 1 and paid["steps_reward"] == 0
+    learned = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+    assert learned and all("lora_" in name for name in learned)
+    frozen = {parameter.dtype for parameter in trainer.model.parameters() if not parameter.requires_grad}
+    assert frozen == {torch.bfloat16} and trainer.args.bf16
+
+
+def test_adapters_of_the_last_layers_alone():
+    task = word_problems_task({"num_operations": 2})
+    for n_layers, adapted in ((30, list(range(20, 30))), (2, [0, 1])):
+        model = type("Model", (), {"config": type("Config", (), {"num_hidden_layers": n_layers})})
+        assert task.peft_config(model).layers_to_transform == adapted
