@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_language_model import TINY, base, wheel  # noqa: F401  # fixtures
+from transformers import AutoTokenizer
 
 from experiments.faithfulness import arms
 from experiments.faithfulness import study as studies
@@ -15,7 +16,11 @@ from experiments.language_model import warm_starts
 
 
 NAME = "choices"
-pytestmark = pytest.mark.slow  # whole trainings
+KEYS = ("prompt_ids", "completion_ids", "logprobs")
+pytestmark = [
+    pytest.mark.slow,  # whole trainings
+    pytest.mark.filterwarnings("ignore:You are using 'rollout_func'"),
+]
 
 
 @pytest.fixture
@@ -67,6 +72,31 @@ def test_what_is_paid_and_what_learns(models, tmp_path, monkeypatch):
     assert learned and all("lora_" in name for name in learned)
     frozen = {parameter.dtype for parameter in trainer.model.parameters() if not parameter.requires_grad}
     assert frozen == {torch.bfloat16} and trainer.args.bf16
+
+
+def test_groups_are_sampled_as_the_trainer_asks(models, tmp_path, monkeypatch):
+    """Prompts as the chat template has them, one after the other G times, and no more tokens than are allowed."""
+    seen = []
+    make = arms._make_trainer
+
+    def watched(*args):
+        trainer = make(*args)
+        sampler = trainer.rollout_func
+        trainer.rollout_func = lambda prompts, it: seen.append((prompts, sampler(prompts, it))) or seen[-1][1]
+        return trainer
+
+    monkeypatch.setattr(arms, "_make_trainer", watched)
+    asked = settings(models, tmp_path, "grpo")
+    policies = studies.policy_jobs(asked)
+    policies[NAME].work(tmp_path, lambda step: None)
+    (job,) = studies.arm_jobs(asked, policies).values()
+    job.partial_folder.mkdir(parents=True)
+    job.work(job.partial_folder, lambda step: None)
+    (prompts, rollouts), tokenizer = seen[0], AutoTokenizer.from_pretrained(models / NAME / "model")
+    assert len(prompts) == 32 and prompts == [prompt for prompt in prompts[::8] for _ in range(8)]
+    for prompt, prompt_ids, ids, logprobs in zip(prompts, *(rollouts[key] for key in KEYS), strict=True):
+        assert prompt_ids == tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
+        assert 0 < len(ids) == len(logprobs) <= 48 and max(logprobs) <= 0
 
 
 def test_adapters_of_the_last_layers_alone():

@@ -262,6 +262,7 @@ def _make_trainer(arm: str, task: Task, args, model, tokenizer, train_set: Datas
         train_dataset=train_set,
         processing_class=tokenizer,
         peft_config=task.peft_config(model),
+        rollout_func=task.rollout_func,
         callbacks=[_AfterStep(after_step)],
     )
     trainer.reward_control, trainer.n_batches = ARMS[arm].control, args.max_steps

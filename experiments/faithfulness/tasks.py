@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from reward_funcs import sound_equations_reward
 
 from .. import chain, word_problems
-from ..language_model import evaluate
+from ..language_model import evaluate, sample
 from ..starting_policy import evaluate_policy
 
 
@@ -30,6 +30,7 @@ class Task:
         variants (`dict[str, dict]`): Arguments of `build` for each test set.
         train (`dict[str, Any]`): Those for the problems to train on.
         evaluate (`Callable`): `evaluate(model, tokenizer, rows, num_samples=, seed=)`: figures of sampled rollouts.
+        rollout_func (`Callable`, *optional*): Makes the rollouts, as TRL lets a caller do it; else `generate`.
         lora_layers (`int`, *optional*): The policy's own weights are frozen, and in bfloat16; adapters of so many of
             its last layers learn, and no backward pass goes further.
     """
@@ -41,6 +42,7 @@ class Task:
     variants: dict[str, dict[str, Any]]
     evaluate: Callable[..., dict[str, float]]
     train: dict[str, Any] = field(default_factory=dict)
+    rollout_func: Callable[..., dict[str, Any]] | None = None
     lora_layers: int | None = None
 
     def peft_config(self, model: PreTrainedModel) -> LoraConfig | None:
@@ -62,6 +64,16 @@ class Task:
 
     def test_sets(self, size: int, seed: int) -> dict[str, Dataset]:
         return {name: self.build(size, seed, split="test", **variant) for name, variant in self.variants.items()}
+
+
+def sample_groups(prompts: list[Any], trainer: Any) -> dict[str, Any]:
+    """A `rollout_func` of TRL's that reads the prompt once for a group. Draws are from torch's global random state."""
+    tokenizer, G = trainer.processing_class, trainer.num_generations
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    settings = {"max_new_tokens": trainer.max_completion_length, "temperature": trainer.temperature}
+    completion_ids, logprobs = zip(*sample(model, tokenizer, prompts[::G], num_samples=G, **settings), strict=True)
+    prompt_ids = tokenizer.apply_chat_template(prompts, add_generation_prompt=True)["input_ids"]
+    return {"prompt_ids": prompt_ids, "completion_ids": list(completion_ids), "logprobs": list(logprobs)}
 
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -117,5 +129,6 @@ def word_problems_task(problems: dict[str, Any]) -> Task:
         },
         evaluate=evaluate,
         train=problems,
-        lora_layers=10,  # of 30: a third off a step
+        rollout_func=sample_groups,  # a third off a step
+        lora_layers=10,  # of 30: another third
     )
