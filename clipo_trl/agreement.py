@@ -78,10 +78,12 @@ def likelihood_score(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Score of every correct rollout by its likelihood against the group's other correct ones, to be paid by
-    [`agreement_reward`]: centred as [`agreement_score`] is. Two correct rollouts are enough for it.
+    [`agreement_reward`]: centred as [`agreement_score`] is. Two correct rollouts are enough for it. Minus the mean
+    entropy is scored in the same way.
 
     Args:
-        likelihood_PG (`torch.Tensor` of shape `(P, G)`): mean log-probability a token, not finite where there is none.
+        likelihood_PG (`torch.Tensor` of shape `(P, G)`): mean log-probability a token, or minus the mean entropy
+            before each, not finite where there is none.
         correct_PG (`torch.Tensor` of shape `(P, G)`, bool): True where the rollout succeeded.
         valid_PG (`torch.Tensor` of shape `(P, G)`, bool, *optional*):
             False where a rollout counts for nothing. Default: all True.

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 BASELINES = (None, "log_positives")
 SCHEDULES = ("constant", "linear", "cosine")
 SIMILARITY_SCORES = ("agreement", "similarity_gap")
-REWARD_TYPES = ("loss", *SIMILARITY_SCORES, "likelihood")
+TOKEN_SCORES = ("likelihood", "negative_entropy")  # read off the policy's distributions, where the head has no say
+REWARD_TYPES = ("loss", *SIMILARITY_SCORES, *TOKEN_SCORES)
 
 
 @dataclass
@@ -18,9 +19,10 @@ class BeyondThePaperFields:
         metadata={
             "help": "What a correct rollout's contrastive reward is read off: \"loss\" (minus its loss; the paper's way), "
             '"agreement" (its embedding\'s mean cosine to the other correct rollouts), "similarity_gap" (the same, less the '
-            'mean cosine to the wrong ones) or "likelihood" (its mean log-probability a token under the policy that wrote it; '
-            "the head has no say). The last three are centred in the group and beyond the paper: see `agreement_score`. The "
-            'two of embeddings need `contrastive_similarity="cosine"`. The head learns from the loss in any case.',
+            'mean cosine to the wrong ones), "likelihood" (its mean log-probability a token under the policy that wrote it) or '
+            '"negative_entropy" (minus the mean entropy of that policy before its tokens; with these two the head has no say). '
+            "The last four are centred in the group and beyond the paper: see `agreement_score`. The two of embeddings need "
+            '`contrastive_similarity="cosine"`. The head learns from the loss in any case.',
             "choices": REWARD_TYPES,
         },
     )

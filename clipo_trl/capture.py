@@ -3,19 +3,21 @@ for a run."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 from trl.models.utils import _ForwardRedirection
 
+from .beyond_the_paper_config import TOKEN_SCORES
 from .hidden_states import (
     DecodePooler,
     ForwardPooler,
     HiddenStateReader,
     RolloutTokens,
     left_padded_reads,
-    mean_log_probability,
+    mean_over_tokens,
     right_padded,
     shown_to_themselves,
     written_tokens,
@@ -36,7 +38,7 @@ def trl_scores_rollouts(args: GRPOArguments) -> bool:
 
 def rollouts_are_scored(args: CLIPOArguments) -> bool:
     """Whether the first pass over the rollouts is one for the policy's log-probabilities: TRL's, or asked of it."""
-    return trl_scores_rollouts(args) or args.contrastive_reward_type == "likelihood"
+    return trl_scores_rollouts(args) or args.contrastive_reward_type in TOKEN_SCORES
 
 
 def choose_capture_mode(*, scored_by_trl: bool, shifts_with_left_padding: bool, plain_generate: bool) -> str:
@@ -95,14 +97,16 @@ class StateSource:
         is_scored (`bool`): the first pass over the rollouts is one for the policy's log-probabilities
             ([`rollouts_are_scored`]), as with `"fused"` it has to be. False until it is set.
         asks_for_scores (`bool`): TRL makes that pass for CLIPO alone. False until it is set.
+        reads_entropy (`bool`): that pass gives the policy's entropies, too. False until it is set.
         tokens (`RolloutTokens`, *optional*): the rollouts at hand; `None` outside of [`rollouts`] and in evaluation.
-        likelihood_B (`torch.Tensor` of shape `(B,)`, *optional*): their mean log-probabilities, NaN where no token
-            counts; `None` where no pass gives them.
+        token_scores (`dict[str, torch.Tensor]`): what that pass tells of them, each of shape `(B,)`, NaN where no
+            token counts: `"likelihood"`, the mean log-probability of their tokens, and `"negative_entropy"`, minus
+            the mean entropy before them. Empty where there is no such pass.
         n_extra_passes (`int`): passes over the decoder made for CLIPO alone, for the rollouts at hand.
         seconds (`float`): time that a pass asked of TRL took for them.
     """
 
-    is_scored = asks_for_scores = False
+    is_scored = asks_for_scores = reads_entropy = False
 
     def __init__(
         self, reader: HiddenStateReader, mode: str, pooling: str, eos_token_ids: list[int], accelerator: Accelerator
@@ -115,7 +119,7 @@ class StateSource:
     def _forget(self) -> None:
         self.tokens: RolloutTokens | None = None
         self._pooled_BH: torch.Tensor | None = None
-        self.likelihood_B: torch.Tensor | None = None
+        self.token_scores: dict[str, torch.Tensor] = {}
         self.n_extra_passes, self.seconds = 0, 0.0
 
     @contextmanager
@@ -147,7 +151,7 @@ class StateSource:
 
     def score(
         self,
-        score: Callable[[torch.Tensor], tuple],
+        score: Callable[..., tuple],
         attention_mask_BL: torch.Tensor,
         n_completion: int,
         hides_truncated: bool,
@@ -157,15 +161,18 @@ class StateSource:
         The first pass after generation is that of the policy, if it is scored at all; that of a reference may follow.
 
         Args:
-            score (`Callable`): the pass, `attention_mask -> (logps, ...)`.
+            score (`Callable`): the pass, `(attention_mask, **settings) -> (logps, entropies, ...)`, with TRL's
+                `settings`.
             attention_mask_BL (`torch.Tensor` of shape `(B, L)`): TRL's, completions in the last `n_completion`
                 columns.
             hides_truncated (`bool`): the mask hides truncated completions from themselves
                 (`mask_truncated_completions`).
         """
         is_policys = self.mode == "fused" or self.is_scored
-        if self.tokens is None or not is_policys or self.likelihood_B is not None:
+        if self.tokens is None or not is_policys or self.token_scores:
             return score(attention_mask_BL)
+        if self.reads_entropy:
+            score = partial(score, compute_entropy=True)
         n_prompt = attention_mask_BL.size(1) - n_completion
         is_seen_BC = attention_mask_BL[:, n_prompt:] != 0
         if self.mode == "fused":
@@ -175,7 +182,9 @@ class StateSource:
         else:
             logps, *others = score(attention_mask_BL)
         written_BC = written_tokens(self.tokens, n_completion).to(is_seen_BC.device)
-        self.likelihood_B = mean_log_probability(logps, is_seen_BC & written_BC)
+        self.token_scores["likelihood"] = mean_over_tokens(logps, is_seen_BC & written_BC)
+        if self.reads_entropy:
+            self.token_scores["negative_entropy"] = -mean_over_tokens(others[0], is_seen_BC & written_BC)
         return logps, *others
 
     def _read_while(self, score: Callable, attention_mask_BL: torch.Tensor, n_prompt: int, hides_truncated: bool):

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 from transformers.utils import logging
 from trl import GRPOConfig
 
-from .beyond_the_paper_config import BASELINES, REWARD_TYPES, SCHEDULES, SIMILARITY_SCORES, BeyondThePaperFields
+from .beyond_the_paper_config import (
+    BASELINES,
+    REWARD_TYPES,
+    SCHEDULES,
+    SIMILARITY_SCORES,
+    TOKEN_SCORES,
+    BeyondThePaperFields,
+)
 from .dynamic_sampling_config import DynamicSamplingConfigMixin
 from .value_checks import RANGES, check_choice, check_number
 
@@ -325,7 +332,7 @@ class CLIPOConfigMixin(  # a dataclass lists the fields of its last base first
                 f"`contrastive_warmup_steps` is {self.contrastive_warmup_steps} while `freeze_contrastive_head` is "
                 "True: a frozen head has nothing to learn in a warm-up. Set one of the two."
             )
-        is_read = self.contrastive_reward_type != "likelihood"  # which leaves the head without a say
+        is_read = self.contrastive_reward_type not in TOKEN_SCORES  # which leave the head without a say
         if self.freeze_contrastive_head and self.contrastive_head_path is None and is_read:
             logger.warning(
                 "`freeze_contrastive_head` is True, but `contrastive_head_path` is None: the head is a random projection, which "

@@ -123,10 +123,10 @@ def written_tokens(tokens: RolloutTokens, n_completion: int) -> torch.Tensor:
     return written_BC
 
 
-def mean_log_probability(logps_BC: torch.Tensor, is_counted_BC: torch.Tensor) -> torch.Tensor:
-    """Mean of the log-probabilities `(B, C)` of each rollout's tokens that count: `(B,)`, float32; NaN where none
-    does."""
-    sums_B = logps_BC.detach().float().masked_fill(~is_counted_BC, 0.0).sum(1)
+def mean_over_tokens(values_BC: torch.Tensor, is_counted_BC: torch.Tensor) -> torch.Tensor:
+    """Mean of values `(B, C)`, log-probabilities say, over each rollout's tokens that count: `(B,)`, float32; NaN
+    where none does."""
+    sums_B = values_BC.detach().float().masked_fill(~is_counted_BC, 0.0).sum(1)
     return sums_B / is_counted_BC.sum(1)  # 0 / 0 = NaN
 
 

@@ -4,6 +4,7 @@ head out.
 pooled_BH --head.py--> embeddings --losses.py--> loss per rollout (or --agreement.py--> score) --rewards.py--> reward
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
 
 import torch
@@ -13,6 +14,7 @@ from accelerate.utils import broadcast_object_list, send_to_device
 from torch import nn
 
 from .agreement import agreement_score, likelihood_score
+from .beyond_the_paper_config import TOKEN_SCORES
 from .calibration import Calibration
 from .groups import group_means
 from .head import ContrastiveHead
@@ -56,7 +58,7 @@ class HeadLearner:
         has_reward_PG: torch.Tensor,
         steps_PG: torch.Tensor | None = None,
         progress: float = 0.0,
-        likelihood_B: torch.Tensor | None = None,
+        token_scores: Mapping[str, torch.Tensor] | None = None,
     ) -> ScoredBatch:
         """
         Score a generation batch, and let the head learn from it: one step on the loss over all processes.
@@ -70,8 +72,8 @@ class HeadLearner:
             steps_PG (`torch.Tensor` of shape `(P, G)`, *optional*): reward of the step checker.
             progress (`float`, *optional*, defaults to `0.0`): share of the policy's updates that are done, for the
                 schedule of lambda.
-            likelihood_B (`torch.Tensor` of shape `(B,)`, *optional*): mean log-probabilities of the rollouts of this
-                process, NaN where there is none; `None`, on all processes, where none are known.
+            token_scores (`Mapping[str, torch.Tensor]`, *optional*): `"likelihood"` and `"negative_entropy"` of the
+                rollouts of this process, `(B,)` each, NaN where there is none; the same keys on all processes.
         """
         args, figures = self.args, self.synchronise()
         first = self.accelerator.process_index * len(pooled_BH)
@@ -91,8 +93,11 @@ class HeadLearner:
         weight = scheduled_weight(args.contrastive_reward_weight, args.contrastive_reward_schedule, progress)
         if args.contrastive_reward_schedule != "constant":
             figures["reward_weight"] = weight
-        likelihood_PG = None if likelihood_B is None else self.accelerator.gather(likelihood_B).view_as(correct_PG)
-        scored = (loss_PG, is_anchor_PG, embeddings_PGD, likelihood_PG, correct_PG, valid_PG)
+        scores_PG = {
+            name: self.accelerator.gather(score_B).view_as(correct_PG)
+            for name, score_B in (token_scores or {}).items()
+        }
+        scored = (loss_PG, is_anchor_PG, embeddings_PGD, scores_PG, correct_PG, valid_PG)
         reward_PG, is_paid_PG, is_cut_PG = self._reward(*scored, weight)
         if args.contrastive_calibration:
             reward_PG = self._calibrated(reward_PG, is_paid_PG, steps_PG, figures)
@@ -115,7 +120,8 @@ class HeadLearner:
             reward_PG=reward_PG,
             is_paid_PG=is_paid_PG,
             is_cut_PG=is_cut_PG,
-            likelihood_PG=likelihood_PG,
+            likelihood_PG=scores_PG.get("likelihood"),
+            negative_entropy_PG=scores_PG.get("negative_entropy"),
             pooled_BH=pooled_BH,
             local=local,
             figures=figures,
@@ -148,7 +154,7 @@ class HeadLearner:
         )
 
     def _reward(
-        self, loss_PG, is_anchor_PG, embeddings_PGD, likelihood_PG, correct_PG, valid_PG, weight: float
+        self, loss_PG, is_anchor_PG, embeddings_PGD, scores_PG, correct_PG, valid_PG, weight: float
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Reward, and where it is paid and cut: all `(P, G)`."""
         args = self.args
@@ -162,13 +168,16 @@ class HeadLearner:
                 loss_PG = loss_PG - log_positives(correct_PG, is_anchor_PG, valid_PG, args.contrastive_level)
             reward_PG = contrastive_reward(loss_PG, correct_PG, **settings)
             return reward_PG, is_anchor_PG & correct_PG, reward_PG <= args.contrastive_reward_floor
-        if args.contrastive_reward_type == "likelihood":
-            if likelihood_PG is None:
+        if args.contrastive_reward_type in TOKEN_SCORES:
+            if args.contrastive_reward_type not in scores_PG:
                 raise ValueError(
-                    "`contrastive_reward_type` is 'likelihood', but there are no log-probabilities of the rollouts: the trainer "
-                    "under CLIPO made no pass for them. Use one that scores its rollouts as `GRPOTrainer` does."
+                    f"`contrastive_reward_type` is {args.contrastive_reward_type!r}, but there are no log-probabilities of the "
+                    "rollouts: the trainer under CLIPO made no pass for them. Use one that scores its rollouts as `GRPOTrainer` "
+                    "does."
                 )
-            score_PG, is_scored_PG = likelihood_score(likelihood_PG, correct_PG, valid_PG=valid_PG)
+            score_PG, is_scored_PG = likelihood_score(
+                scores_PG[args.contrastive_reward_type], correct_PG, valid_PG=valid_PG
+            )
         else:
             score_PG, is_scored_PG = agreement_score(
                 embeddings_PGD,

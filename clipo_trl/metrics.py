@@ -112,21 +112,21 @@ def batch_metrics(batch: ScoredBatch, accelerator: Accelerator) -> dict[str, flo
     for what, pairs in (("hidden", accelerator.reduce(of_states, "sum")), ("embedding", of_embeddings)):
         for kind, (total, number) in zip(("correct_correct", "correct_wrong"), pairs.tolist(), strict=True):
             metrics[f"{what}_cosine_{kind}"] = total / number if number else float("nan")
-    if batch.likelihood_PG is not None:
-        metrics |= likelihood_metrics(batch.likelihood_PG, batch.correct_PG, batch.valid_PG)
+    for name, score_PG in batch.token_scores.items():
+        metrics |= token_score_metrics(name, score_PG, batch.correct_PG, batch.valid_PG)
     if batch.steps_PG is not None:
         metrics |= soundness_metrics(batch, accelerator)
     return metrics
 
 
-def likelihood_metrics(
-    likelihood_PG: torch.Tensor, correct_PG: torch.Tensor, valid_PG: torch.Tensor
+def token_score_metrics(
+    name: str, score_PG: torch.Tensor, correct_PG: torch.Tensor, valid_PG: torch.Tensor
 ) -> dict[str, float]:
-    """Mean likelihood of correct and of wrong rollouts, of those that have one; NaN where there are none."""
-    counts_PG = valid_PG & likelihood_PG.isfinite()
+    """Mean score of correct and of wrong rollouts, of those that have one; NaN where there are none."""
+    counts_PG = valid_PG & score_PG.isfinite()
     kinds = {"correct": counts_PG & correct_PG, "wrong": counts_PG & ~correct_PG}
-    means = torch.stack([likelihood_PG[of_PG].mean() for of_PG in kinds.values()])
-    return dict(zip((f"likelihood_{kind}" for kind in kinds), means.tolist(), strict=True))
+    means = torch.stack([score_PG[of_PG].mean() for of_PG in kinds.values()])
+    return dict(zip((f"{name}_{kind}" for kind in kinds), means.tolist(), strict=True))
 
 
 def _on_host(*tensors_PG: torch.Tensor) -> list[torch.Tensor]:
@@ -146,8 +146,8 @@ def _states_in_groups(batch: ScoredBatch) -> tuple[torch.Tensor, torch.Tensor, s
 
 
 def soundness_metrics(batch: ScoredBatch, accelerator: Accelerator) -> dict[str, float]:
-    """How well the reward paid, the embeddings, the hidden states and, where it is known, the likelihood tell sound
-    from lucky correct rollouts."""
+    """How well the reward paid, the embeddings, the hidden states and, where they are known, likelihood and entropy
+    tell sound from lucky correct rollouts."""
     assert batch.steps_PG is not None
     sound_PG, lucky_PG = batch.steps_PG > 0, batch.steps_PG <= 0  # neither where the checker gave nothing
     states, present, groups = _states_in_groups(batch)
@@ -163,10 +163,10 @@ def soundness_metrics(batch: ScoredBatch, accelerator: Accelerator) -> dict[str,
         "embedding": sound_against_lucky(batch.agreement_PG, of_sound, of_lucky),
         "hidden": accelerator.reduce(hidden, "sum"),
     }
-    if batch.likelihood_PG is not None:
-        has_one_PG = batch.likelihood_PG.isfinite()
-        likelihood_PG = batch.likelihood_PG.masked_fill(~has_one_PG, 0.0)
-        sums["likelihood"] = sound_against_lucky(likelihood_PG, of_sound & has_one_PG, of_lucky & has_one_PG)
+    for name, score_PG in batch.token_scores.items():
+        has_one_PG = score_PG.isfinite()
+        known_PG = score_PG.masked_fill(~has_one_PG, 0.0)
+        sums[name] = sound_against_lucky(known_PG, of_sound & has_one_PG, of_lucky & has_one_PG)
     metrics = {}
     for name, (n_ranked, difference, n_pairs) in ((name, values.tolist()) for name, values in sums.items()):
         metrics[f"sound_auroc_{name}"] = n_ranked / n_pairs if n_pairs else float("nan")

@@ -29,6 +29,8 @@ class ScoredBatch:
         is_cut_PG (`torch.Tensor` of shape `(P, G)`, bool): where a bound of the reward acted.
         likelihood_PG (`torch.Tensor` of shape `(P, G)`, *optional*): mean log-probability a token of each rollout,
             NaN where no token counts; `None` where no pass gives it.
+        negative_entropy_PG (`torch.Tensor` of shape `(P, G)`, *optional*): minus the policy's mean entropy before each
+            rollout's tokens; likewise.
         pooled_BH (`torch.Tensor` of shape `(B, H)`): hidden states of this process, 0 where left out.
         local (`slice`): place of these B rollouts among the P * G.
         rewards (`dict[str, torch.Tensor]`): the other rewards, by the names of their functions, each of shape `(P,
@@ -50,5 +52,12 @@ class ScoredBatch:
     pooled_BH: torch.Tensor
     local: slice
     likelihood_PG: torch.Tensor | None = None
+    negative_entropy_PG: torch.Tensor | None = None
     rewards: dict[str, torch.Tensor] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def token_scores(self) -> dict[str, torch.Tensor]:
+        """What is known of likelihood and entropy, by name."""
+        scores = {"likelihood": self.likelihood_PG, "negative_entropy": self.negative_entropy_PG}
+        return {name: score_PG for name, score_PG in scores.items() if score_PG is not None}

@@ -86,6 +86,11 @@ class CLIPOMixin(ScoringMixin, SharingMixin, DynamicSamplingMixin):
         self.states = StateSource(reader, mode, self.args.contrastive_pooling, end_tokens(self), self.accelerator)
         self.states.is_scored = rollouts_are_scored(self.args)
         self.states.asks_for_scores = self.states.is_scored and not trl_scores_rollouts(self.args)
+        # To be paid, or to be judged by the steps before it is paid.
+        is_asked = (
+            self.args.contrastive_reward_type == "negative_entropy" or self.args.contrastive_step_reward is not None
+        )
+        self.states.reads_entropy = self.states.is_scored and is_asked
         self.contrastive_head = self._make_head(reader.hidden_size).to(self.accelerator.device)
         self.contrastive_head.trained_with = self._trained_with()
         self.head_learner = HeadLearner(self.contrastive_head, self.args, self.accelerator)
@@ -204,8 +209,8 @@ class CLIPOMixin(ScoringMixin, SharingMixin, DynamicSamplingMixin):
             forget_order_of_layers(self)
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
-        def score(mask):
-            return parent(model, input_ids, mask, logits_to_keep, *args, **kwargs)
+        def score(mask, **settings):
+            return parent(model, input_ids, mask, logits_to_keep, *args, **kwargs | settings)
 
         parent = super()._get_per_token_logps_and_entropies
         return self.states.score(score, attention_mask, logits_to_keep, self.mask_truncated_completions)
@@ -251,7 +256,7 @@ class CLIPOMixin(ScoringMixin, SharingMixin, DynamicSamplingMixin):
         in_warmup = self.warmup.has_batch(self.head_learner.n_batches)
         progress = self.warmup.progress(self.state.global_step, self.state.max_steps)
         labels = (correct_N.view(-1, G), has_reward_N.view(-1, G))
-        batch = self.head_learner.score(pooled_BH, *labels, steps_PG, progress, self.states.likelihood_B)
+        batch = self.head_learner.score(pooled_BH, *labels, steps_PG, progress, self.states.token_scores)
         columns = zip(self.reward_func_names, rewards_per_func.T.reshape(-1, *batch.correct_PG.shape), strict=True)
         batch.rewards = {name: column_PG for name, column_PG in columns if name != contrastive.__name__}
         batch.reward_PG = self.reward_to_pay(batch)

@@ -147,6 +147,7 @@ def test_rewards_and_head_are_those_of_one_process(backend, case, launched, alon
     names = {"loss", "reward", "reward_std", "contrastive/head_loss", "contrastive/embedding_cosine_correct_wrong"}
     names |= {"contrastive/trust", "contrastive/lucky_share"}
     names |= {"contrastive/likelihood_correct", "contrastive/sound_auroc_likelihood"}
+    names |= {"contrastive/negative_entropy_correct", "contrastive/sound_auroc_negative_entropy"}
     names |= {f"conspo/{name}" for name in ("objective", "p_correct", "score_gap", "live_groups", "score_staleness")}
     for row, reference in zip(first["log"], one["log"], strict=True):
         for name in names & reference.keys():

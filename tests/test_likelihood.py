@@ -1,4 +1,5 @@
-"""Likelihood in agreement's place: against a plain forward pass of each rollout alone, in float64, and a loop."""
+"""Likelihood, or minus the entropy, in agreement's place: against a plain forward pass of each rollout alone, in
+float64, and a loop."""
 
 import copy
 
@@ -12,6 +13,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from clipo_trl import CLIPOTrainer
 from clipo_trl.agreement import likelihood_score
+from clipo_trl.beyond_the_paper_config import TOKEN_SCORES
 from clipo_trl.metrics import sound_against_lucky
 
 
@@ -21,6 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:You are using 'environment_factory':UserWarning"),
 ]
 LIKELIHOOD = {"contrastive_reward_type": "likelihood", "contrastive_reward_weight": 1.0}
+ENTROPY = {"contrastive_reward_type": "negative_entropy", "contrastive_reward_weight": 1.0}
 
 
 def short_reward(completions, **kwargs) -> list[float]:
@@ -29,20 +32,21 @@ def short_reward(completions, **kwargs) -> list[float]:
 
 
 @torch.no_grad()
-def likelihood_by_hand(model, tokens, temperature=1.0, hidden=()):
-    """Mean log-probability of the tokens that the policy wrote; NaN where there is none, and in `hidden` rows."""
-    model, likelihood = copy.deepcopy(model).double().eval(), []
+def token_score_by_hand(model, tokens, temperature=1.0, hidden=(), of="likelihood"):
+    """Mean log-probability of the tokens that the policy wrote, or minus the mean entropy before them; NaN where there
+    is none, and in `hidden` rows."""
+    model, scores = copy.deepcopy(model).double().eval(), []
     for row, ids in enumerate(tokens.completion_ids):
         prompt = tokens.prompt_ids[row]
         written = tokens.policy_mask[row] if tokens.policy_mask is not None else [1] * len(ids)
         logits = model(input_ids=torch.tensor([prompt + ids], device=model.device)).logits[0] / temperature
-        logps = [
-            logits[len(prompt) + t - 1].log_softmax(-1)[token].item()
-            for t, token in enumerate(ids)
-            if written[t] and row not in hidden
-        ]
-        likelihood.append(sum(logps) / len(logps) if logps else float("nan"))
-    return torch.tensor(likelihood, dtype=torch.float64)
+        values = []
+        for t, token in enumerate(ids):
+            logps = logits[len(prompt) + t - 1].log_softmax(-1)
+            if written[t] and row not in hidden:
+                values.append(logps[token].item() if of == "likelihood" else sum(p.exp() * p for p in logps).item())
+        scores.append(sum(values) / len(values) if values else float("nan"))
+    return torch.tensor(scores, dtype=torch.float64)
 
 
 def score_by_hand(likelihood, correct):
@@ -56,7 +60,9 @@ def score_by_hand(likelihood, correct):
 
 
 class Recording(CLIPOTrainer):
-    """Keeps likelihoods and rewards, beside what a plain pass with the same weights gives."""
+    """Keeps likelihoods, or entropies, and rewards, beside what a plain pass with the same weights gives."""
+
+    kind = None  # what is kept; else what is paid
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -67,12 +73,14 @@ class Recording(CLIPOTrainer):
         hidden = set()
         if self.mask_truncated_completions:
             hidden = {row for row, ids in enumerate(tokens.completion_ids) if ids[-1] not in ends}
-        expected = likelihood_by_hand(self.model, tokens, self.temperature, hidden)
+        paid = self.args.contrastive_reward_type
+        kind = self.kind or (paid if paid in TOKEN_SCORES else "likelihood")
+        expected = token_score_by_hand(self.model, tokens, self.temperature, hidden, kind)
         column = super()._contrastive_column(rewards_per_func, pooled_BH)
         G, first = self.num_generations, rewards_per_func[:, 0]
         self.seen.append(
             {
-                "found": self.states.likelihood_B.clone(),
+                "found": self.states.token_scores[kind].clone(),
                 "expected": expected,
                 "correct": (first > 0).view(-1, G),
                 "column": column.view(-1, G),
@@ -162,9 +170,10 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("paid", [LIKELIHOOD, ENTROPY], ids=["likelihood", "negative_entropy"])
 @pytest.mark.parametrize("case", CASES)
-def test_the_reward_is_that_of_a_plain_forward_pass(tmp_path, case):
-    trainer = train(tmp_path, max_steps=4, **LIKELIHOOD, **CASES[case])
+def test_the_reward_is_that_of_a_plain_forward_pass(tmp_path, case, paid):
+    trainer = train(tmp_path, max_steps=4, **paid, **CASES[case])
     asked = not case.startswith("by_trl")
     assert trainer.states.mode == "fused" and trainer.states.asks_for_scores is asked
     assert_paid(trainer)
@@ -275,7 +284,7 @@ def test_a_fault_in_the_middle_leaves_no_trace(tmp_path):
     with pytest.raises(ConnectionError):
         trainer.train()
     assert trainer.num_iterations == 1 and not trainer._is_asked_pass and trainer.model.training
-    assert trainer.states.likelihood_B is None and trainer.states.tokens is None
+    assert not trainer.states.token_scores and trainer.states.tokens is None
     trainer.reward_funcs[0] = grade
     trainer.train()
     assert_paid(trainer)
@@ -325,19 +334,21 @@ def test_the_head_learns_as_ever(tmp_path):
     [(LIKELIHOOD, True), (FUSED, True), ({}, False), ({"beta": 0.1}, False), ({"beta": 0.1} | FUSED, True)],
     ids=str,
 )
-def test_metrics_where_log_probabilities_are_at_hand(tmp_path, model_path, settings, known):
+@pytest.mark.parametrize("kind", ["likelihood", "negative_entropy"])
+def test_metrics_where_log_probabilities_are_at_hand(tmp_path, model_path, settings, known, kind, monkeypatch):
     """With a reference and no pass for the policy, the first pass is the reference's."""
     settings = {"num_generations": 8, "per_device_train_batch_size": 32, "max_steps": 2} | settings
     if "steps_per_generation" in settings:
         settings["per_device_train_batch_size"] = 16
+    monkeypatch.setattr(Recording, "kind", kind)
     checked = {"reward_weights": [1.0, 0.0], "contrastive_step_reward": "short_reward"}
     trainer_class = Recording if known else CLIPOTrainer
     trainer = train(
         tmp_path, trainer_class, [letters_reward, short_reward], reloadable(model_path), **settings, **checked
     )
     rows = [row for row in trainer.state.log_history if "reward" in row]
-    names = [f"contrastive/{name}" for name in ("likelihood_correct", "likelihood_wrong")]
-    names += [f"contrastive/sound_{name}_likelihood" for name in ("auroc", "gap")]
+    names = [f"contrastive/{kind}_{name}" for name in ("correct", "wrong")]
+    names += [f"contrastive/sound_{name}_{kind}" for name in ("auroc", "gap")]
     if not known:
         assert not any(name in row for row in rows for name in names)
         return

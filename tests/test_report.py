@@ -306,10 +306,12 @@ def test_panels_are_those_that_have_values():
 
 
 def test_whatever_ranks_sound_before_lucky_is_in_one_panel():
-    names = ("reward", "embedding", "hidden", "likelihood")
+    names = ("reward", "embedding", "hidden", "likelihood", "negative_entropy")
     logs = [{"step": 1} | {f"contrastive/sound_auroc_{name}": 0.5 for name in names}]
     (panel,) = curves.panels(TrainingRecord(Path("out"), {}, logs, None, None))
-    assert [line.label for line in panel.lines] == ["reward", "embedding", "hidden state", "likelihood"]
+    assert [line.label for line in panel.lines] == [
+        "reward", "embedding", "hidden state", "likelihood", "minus entropy"
+    ]  # fmt: skip
 
 
 def test_first_and_last():

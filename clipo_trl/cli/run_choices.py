@@ -167,7 +167,7 @@ def explain_capture_mode(args: CLIPOArguments, shifts_with_left_padding: bool) -
         if args.use_vllm and args.vllm_importance_sampling_correction:
             reason = "for vLLM's importance-sampling correction"
         elif not trl_scores_rollouts(args):
-            reason = "because the reward type `likelihood` asks for it"
+            reason = f"because the reward type `{args.contrastive_reward_type}` asks for it"
         return f"{mode}, {CAPTURE_MODES[mode]}, which it makes {reason}"
     why_not = " (not fused: padding on the left would move the model's learned positions)" if scored else ""
     sampler = "vLLM" if args.use_vllm else "continuous batching"

@@ -79,6 +79,7 @@ _OWN_PANELS: tuple[tuple[str, dict[str, str], bool], ...] = (
             "contrastive/sound_auroc_embedding": "embedding",
             "contrastive/sound_auroc_hidden": "hidden state",
             "contrastive/sound_auroc_likelihood": "likelihood",
+            "contrastive/sound_auroc_negative_entropy": "minus entropy",
         },
         True,
     ),

@@ -75,6 +75,7 @@ AGREEMENT = {
     "contrastive_reward_weight": 0.2,
     **WARMUP,
 }
+ENTROPY = {"contrastive_reward_type": "negative_entropy", "contrastive_reward_weight": 0.2, **WARMUP}
 LIKELIHOOD = {"contrastive_reward_type": "likelihood", "contrastive_reward_weight": 0.2, **WARMUP}
 SPOT_CHECK = (chain.answer_reward.__name__, chain.spot_checked_steps_reward.__name__)
 
@@ -104,6 +105,8 @@ ARMS: dict[str, Arm] = {
     ),
     "likelihood": Arm("likelihood", LIKELIHOOD),
     "likelihood_permuted": Arm("likelihood, permuted", LIKELIHOOD, "permuted"),
+    "negative_entropy": Arm("minus entropy", ENTROPY),
+    "negative_entropy_permuted": Arm("minus entropy, permuted", ENTROPY, "permuted"),
     "calibrated_equations": Arm("agreement, calibrated by equations", calibrated(sound_equations_reward)),
     "equations": Arm("GRPO, equations checked", paid=(chain.answer_reward.__name__, sound_equations_reward.__name__)),
 }

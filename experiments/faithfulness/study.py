@@ -23,7 +23,14 @@ from .tasks import CHAINS, Task, word_problems_task
 
 
 REFERENCE = "grpo"  # differences are to this arm
-COMPARED = ("permuted", "agreement", "agreement_permuted", "likelihood_permuted")  # and to these arms
+COMPARED = (  # and to these arms
+    "permuted",
+    "agreement",
+    "agreement_permuted",
+    "likelihood",
+    "likelihood_permuted",
+    "negative_entropy_permuted",
+)
 LATER_PHASE_FIELDS = ("shortcut",)  # than version 0.1.0
 ARM_NAMES, POLICY_NAMES = ", ".join(arms.ARMS), ", ".join(arms.POLICIES)
 LANGUAGE_MODEL_NAMES = ", ".join(WARM_STARTS)
