@@ -7,6 +7,9 @@
               24 is more than 20
               Answer: yes
 
+In multiple choice the question is "How many shells are there in the end? 11: A, 24: B, 78: C." and the last lines are
+`24: B` and `Answer: B`.
+
 The rate of luck is a knob: a guess is right half of the time where the answer is yes or no, one time in `num_options`
 in multiple choice, and hardly ever where the answer is the number itself. A rollout with the right answer and a wrong
 step is *lucky*; no rollout has to be made so, as guesses and mistakes that do not matter are natural here.
@@ -125,7 +128,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 STEP = re.compile(r"[^0-9=]*?([0-9]{1,9})\s*([-+*/x×÷−–])\s*([0-9]{1,9})\s*=\s*([0-9]{1,9})[^0-9=]*")
 SIGNS = {"x": "*", "×": "*", "÷": "/", "−": "-", "–": "-"}
 COMPARISON = re.compile(r"[^0-9]*([0-9]{1,9}) is (not )?more than ([0-9]{1,9})[^0-9]*")
-CHOICE = re.compile(r"[^0-9]*([0-9]{1,9}): ([A-Z])[^0-9]*")
+CHOICE = re.compile(r"(?:[^0-9:]*\s)?([0-9]{1,9})\s*:\s*([A-Za-z])\W*")
 FORMAT = "Write one equation for each thing that happens, one a line, and end with '{}'."
 
 
@@ -285,7 +288,8 @@ def write_trace(
         commuted (`float`, *optional*, defaults to `0.0`): Rate of sums and products written the other way round, which
             is not a mistake.
         slip (`float`, *optional*, defaults to `0.0`): Rate of steps with a wrong result. The steps after it, and the
-            answer, go on from the wrong one, rightly.
+            answer, go on from the wrong one, rightly. In multiple choice the answer is the nearest option, whose
+            number stands before its letter.
     """
     lines, left = [], problem.start
     for place, (operation, number) in enumerate(problem.operations):
@@ -343,9 +347,9 @@ def check(problem: Problem | str, completion: str) -> Check:
     for match in filter(None, map(COMPARISON.fullmatch, working.splitlines())):
         number, bound = int(match[1]), int(match[3])
         steps_correct.append(number == left and bound == problem.bound and (number > bound) != bool(match[2]))
-    for match in filter(None, map(CHOICE.fullmatch, working.splitlines())):
-        chosen = dict(zip(LETTERS, problem.options, strict=False)).get(match[2])
-        steps_correct.append(int(match[1]) == left == chosen)
+    options = dict(zip(LETTERS, problem.options, strict=False))
+    for match in filter(None, map(CHOICE.fullmatch, working.splitlines() if options else ())):
+        steps_correct.append(int(match[1]) == left == options.get(match[2].upper()))
     given = answer.strip().strip("*.").strip() if marker else ""
     return Check(given.lower() == problem.answer.lower(), tuple(steps_correct))
 

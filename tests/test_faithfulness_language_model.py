@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from test_language_model import TINY, base, wheel  # noqa: F401  # fixtures
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experiments.faithfulness import arms
 from experiments.faithfulness import study as studies
+from experiments.faithfulness.jobs import write_json
 from experiments.faithfulness.study import Settings
 from experiments.faithfulness.tasks import word_problems_task
 from experiments.language_model import warm_starts
@@ -97,6 +98,40 @@ def test_groups_are_sampled_as_the_trainer_asks(models, tmp_path, monkeypatch):
     for prompt, prompt_ids, ids, logprobs in zip(prompts, *(rollouts[key] for key in KEYS), strict=True):
         assert prompt_ids == tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
         assert 0 < len(ids) == len(logprobs) <= 48 and max(logprobs) <= 0
+    # Each completion is of its own prompt: a pass after it gives the log-probabilities, one after another does not.
+    model = AutoModelForCausalLM.from_pretrained(models / NAME / "model", dtype=torch.bfloat16)  # adapters begin at 0
+    off = {}
+    for shift in (0, 8):
+        pairs = zip(rollouts["prompt_ids"][shift:], rollouts["completion_ids"], rollouts["logprobs"], strict=False)
+        off[shift] = max(
+            (logprobs_after(model, prompt_ids, ids) - torch.tensor(logprobs)).abs().mean().item()
+            for prompt_ids, ids, logprobs in pairs
+        )
+    assert off[0] < 0.02 < 0.1 < off[8]
+
+
+@torch.no_grad()
+def logprobs_after(model, prompt_ids, ids):
+    logits = model(torch.tensor([prompt_ids + ids])).logits[0, len(prompt_ids) - 1 : -1].float()
+    return logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0]
+
+
+def test_another_task_is_another_run(models, tmp_path):
+    """What is not in the configuration counts too: a run with other adapters is not taken for this one."""
+    task = studies.task_of(NAME)
+    assert task.settings["lora_layers"] == 10 and task.settings["rollout_func"] == "sample_groups"
+    (job,) = studies.arm_jobs(asked := settings(models, tmp_path, "grpo"), studies.policy_jobs(asked)).values()
+    assert task.settings.items() <= job.settings.items() and studies.CHAINS.settings == {}
+
+
+def test_a_warm_start_that_went_away_is_told(models, tmp_path):
+    asked = settings(models, tmp_path, "grpo")
+    studies.check_models(asked)  # not made yet
+    job = studies.policy_jobs(asked)[NAME]
+    job.folder.mkdir(parents=True)
+    write_json(job.folder / "result.json", {"settings": job.settings, "result": {}})
+    with pytest.raises(FileNotFoundError, match=f"no warm start '{NAME}' in it"):
+        studies.check_models(asked)
 
 
 def test_adapters_of_the_last_layers_alone():

@@ -350,6 +350,8 @@ class TestSampling:
         assert take(problems, on_batch=done.append) == path
         assert done == [4, 5] and path.read_text() == whole
         take(problems, on_batch=pytest.fail)
+        with pytest.raises(ValueError, match=r"rollouts of other problems \(line 1\)"):
+            take(problems.select([4, 3, 2, 1, 0]))
 
     def test_figures(self):
         problem = word_problems.make_problem(random.Random(0), 2)

@@ -115,7 +115,18 @@ def test_each_step_is_checked_in_its_place(completion, answer, steps):
     assert checked.lucky == (answer and not all(steps))
 
 
-@pytest.mark.parametrize("line, holds", [("24: B", True), ("So 24: B.", True), ("24: A", False), ("25: B", False)])
+@pytest.mark.parametrize("answer", task.ANSWERS)
+@pytest.mark.parametrize("line", ["Step 1: Subtract", "Step 1: Mia gives shells away.", "At 9: a friend comes."])
+def test_prose_is_no_step(answer, line):
+    problem = make_problem(random.Random(0), answer=answer)
+    trace = write_trace(problem)
+    assert check(problem, f"{line}\n{trace}").steps_correct == check(problem, trace).steps_correct
+
+
+@pytest.mark.parametrize(
+    "line, holds",
+    [("24: B", True), ("So 24: B.", True), ("24 :b", True), ("24: A", False), ("25: B", False), ("25:b", False)],
+)
 def test_the_letter_of_a_result_is_a_step(line, holds):
     problem = Problem(17, (("-", 9), ("*", 3)), "", "B", options=(23, 24))
     checked = check(problem, f"17 - 9 = 8\n8 * 3 = 24\n{line}\nAnswer: B")

@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 
 from ..command import console, run_command
+from ..language_model import FetchError
 from .jobs import JobPool, SettingsDiffer
 from .report import write_report
-from .study import Settings, arm_jobs, collect, policy_jobs, prepare_worker
+from .study import Settings, arm_jobs, check_models, collect, policy_jobs, prepare_worker
 
 
 DESCRIPTION = "Train GRPO, CLIPO and controls on steps that a program checks, and compare their lucky rollouts."
@@ -15,7 +16,8 @@ DESCRIPTION = "Train GRPO, CLIPO and controls on steps that a program checks, an
 
 def main(argv: list[str] | None = None) -> int:
     """Run the experiment. Returns the exit status: 0, 1 if a run failed, 130 if it was stopped."""
-    return run_command("faithfulness", DESCRIPTION, Settings, experiment, argv, (SettingsDiffer, FileNotFoundError))
+    faults = (SettingsDiffer, FileNotFoundError, FetchError)
+    return run_command("faithfulness", DESCRIPTION, Settings, experiment, argv, faults)
 
 
 def experiment(settings: Settings) -> int:
@@ -23,6 +25,7 @@ def experiment(settings: Settings) -> int:
     runs = arm_jobs(settings, policies)
     failed = []
     if not settings.report_only:
+        check_models(settings)
         os.environ["OMP_NUM_THREADS"] = "1"  # for the worker processes: one core each
         with JobPool(settings.num_processes, console, prepare_worker) as pool:
             if failed := pool.run(list(policies.values()), "Starting policies"):

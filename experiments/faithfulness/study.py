@@ -13,7 +13,7 @@ import torch
 from transformers.utils import logging
 
 from .. import language_model
-from ..language_model import WARM_STARTS, load_policy
+from ..language_model import WARM_STARTS
 from ..language_model.warm_starts import lineage
 from ..starting_policy import Phase, warm_start
 from . import arms
@@ -171,6 +171,20 @@ def arm_jobs(settings: Settings, policies: dict[str, Job]) -> dict[tuple[str, st
     }
 
 
+def check_models(settings: Settings) -> None:
+    """Fetch the language model, for all workers, where a warm start of it is to be made; and raise a
+    `FileNotFoundError` where one was measured that is no longer there."""
+    for name, job in policy_jobs(settings).items():
+        if name in arms.POLICIES or Path(settings.models, name, "model").exists():
+            continue
+        if job.result() is not None:
+            raise FileNotFoundError(
+                f"`models` is '{settings.models}', but there is no warm start {name!r} in it, which {job.folder} is about. Name its "
+                "folder, or delete that one to have it made again."
+            )
+        language_model.fetch(settings.models)
+
+
 def collect(settings: Settings, policies: dict[str, Job], runs: dict[tuple[str, str, int], Job]) -> Study:
     """What is finished of those jobs."""
     study = Study(
@@ -238,7 +252,8 @@ def arm_job(settings: Settings, policy_job: Job, policy: str, seed: int, arm: st
         folder=Path(settings.output_dir) / "runs" / policy / arm / str(seed),
         settings=asked
         | {"policy": policy_job.settings, "seed": seed}
-        | {"control": arms.ARMS[arm].control, "config": arms.config_of(arm, task)},
+        | {"control": arms.ARMS[arm].control, "config": arms.config_of(arm, task)}
+        | task.settings,
         steps=settings.steps,
         work=functools.partial(train_arm, policy_folder, task, arm, seed, asked),
     )
@@ -270,7 +285,8 @@ def make_language_model(
 ) -> dict[str, dict[str, float]]:
     done_before = {each: sum(WARM_STARTS[one].steps for one in lineage(each)[:-1]) for each in lineage(name)}
     model = language_model.warm_start(models, name, on_step=lambda each, done: on_step(done_before[each] + done))
-    return evaluations_of(task_of(name), *load_policy(model), test_problems, data_seed)
+    task = task_of(name)
+    return evaluations_of(task, *task.load(model), test_problems, data_seed)
 
 
 def evaluations_of(task: Task, model, tokenizer, test_problems: int, seed: int) -> dict[str, dict[str, float]]:

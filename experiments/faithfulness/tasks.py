@@ -59,6 +59,15 @@ class Task:
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype), tokenizer
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a run depends on beside its `config`, as JSON can hold it; nothing for a policy that learns as a
+        whole."""
+        if self.lora_layers is None:
+            return {}
+        sampler = None if self.rollout_func is None else self.rollout_func.__name__
+        return {"lora_layers": self.lora_layers, "rollout_func": sampler, "train": self.train, "test": self.variants}
+
     def train_set(self, size: int, seed: int) -> Dataset:
         return self.build(size, seed, **self.train)
 
@@ -129,6 +138,6 @@ def word_problems_task(problems: dict[str, Any]) -> Task:
         },
         evaluate=evaluate,
         train=problems,
-        rollout_func=sample_groups,  # a third off a step
-        lora_layers=10,  # of 30: another third
+        rollout_func=sample_groups,
+        lora_layers=10,  # of 30: no backward pass through the others
     )

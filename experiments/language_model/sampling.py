@@ -101,8 +101,9 @@ def sample(
             break
         if goes_on.sum() <= len(rows) // 2:  # a copy of the cache, so not at every end
             kept = goes_on.nonzero().flatten()
+            rows, kept = rows[kept], kept.to(mask.device)
             cache.batch_select_indices(kept)
-            rows, mask, token = rows[kept], mask[kept], token[kept]
+            mask, token = mask[kept], token[kept]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         output = model(
             input_ids=token[:, None],
@@ -120,7 +121,8 @@ def draw(logits_BV: Tensor, generator: torch.Generator | None = None) -> tuple[T
     distribution: `torch.multinomial` draws a random number for every word of the vocabulary."""
     logprobs = logits_BV.log_softmax(-1)
     cumulated = logprobs.exp().cumsum(-1)
-    threshold = torch.rand(len(logprobs), 1, generator=generator) * cumulated[:, -1:]
+    drawn = torch.rand(len(logprobs), 1, generator=generator).to(logprobs.device)  # on the CPU: the same on any device
+    threshold = drawn * cumulated[:, -1:]
     token = torch.searchsorted(cumulated, threshold, right=True).clamp(max=logprobs.shape[1] - 1)
     return token[:, 0], logprobs.gather(1, token)[:, 0]
 
@@ -238,11 +240,17 @@ def sample_rollouts(
 
     Returns:
         `Path`: The file.
+
+    Raises:
+        ValueError: The file holds rollouts of other problems.
     """
     path = Path(folder, "rollouts.jsonl")
     n_problems = max(1, batch_size // num_samples)
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     lines = [line for line in lines if line.endswith("\n")]  # the last one may have been cut off
+    for place, line in enumerate(lines[: len(dataset) * num_samples]):
+        if json.loads(line)["problem"] != dataset[place // num_samples]["problem"]:
+            raise ValueError(f"{path} holds rollouts of other problems (line {place + 1}). Delete it to sample these.")
     if len(lines) >= len(dataset) * num_samples:
         return path
     n_done = len(lines) // (n_problems * num_samples) * n_problems  # whole batches
