@@ -10,7 +10,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,17 +81,20 @@ class WarmStart:
         return sum(phase.steps for phase in self.phases)
 
 
+CHOICES = WarmStart(
+    (Phase(60, drill="equations"), Phase(60)),
+    problems={"num_operations": 2, "answer": "choice", "num_options": 3},
+    seed=1,
+)
 WARM_STARTS: dict[str, WarmStart] = {
     # Questions of yes or no, on numbers of two digits. The comparison, which the answer hangs on, is more than so
     # short a course can teach: answers are guessed, and most right ones are lucky.
     "own_slips": WarmStart((Phase(40, drill="equations"), Phase(60))),
     # Three answers to choose from. To look up a result's letter is easily learned, so that answers follow from steps;
     # where a slip leads to none of the three, one is guessed.
-    "choices": WarmStart(
-        (Phase(60, drill="equations"), Phase(60)),
-        problems={"num_operations": 2, "answer": "choice", "num_options": 3},
-        seed=1,
-    ),
+    "choices": CHOICES,
+    # The same with other problems: what is found on one policy need not hold on the next.
+    "choices_again": replace(CHOICES, seed=2),
 }
 
 
