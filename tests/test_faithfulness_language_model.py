@@ -40,6 +40,15 @@ def settings(models, tmp_path, *arm_names) -> Settings:
     )  # fmt: skip
 
 
+def run(asked: Settings, tmp_path) -> None:
+    """The warm start, and the one run asked for."""
+    policies = studies.policy_jobs(asked)
+    policies[NAME].work(tmp_path, lambda step: None)
+    (job,) = studies.arm_jobs(asked, policies).values()
+    job.partial_folder.mkdir(parents=True)
+    job.work(job.partial_folder, lambda step: None)
+
+
 def test_jobs_train_adapters_of_the_last_layers(models, tmp_path):
     asked = settings(models, tmp_path, "grpo", "likelihood", "calibrated_equations", "equations")
     policies = studies.policy_jobs(asked)
@@ -60,12 +69,7 @@ def test_what_is_paid_and_what_learns(models, tmp_path, monkeypatch):
     trainers = []
     make = arms._make_trainer
     monkeypatch.setattr(arms, "_make_trainer", lambda *args: trainers.append(make(*args)) or trainers[-1])
-    asked = settings(models, tmp_path, "equations")
-    policies = studies.policy_jobs(asked)
-    policies[NAME].work(tmp_path, lambda step: None)
-    (job,) = studies.arm_jobs(asked, policies).values()
-    job.partial_folder.mkdir(parents=True)
-    job.work(job.partial_folder, lambda step: None)
+    run(settings(models, tmp_path, "equations"), tmp_path)
     (trainer,) = trainers
     paid = dict(zip(trainer.reward_func_names, trainer.reward_weights.tolist(), strict=True))
     assert paid["answer_reward"] == paid["sound_equations_reward"] == 1 and paid["steps_reward"] == 0
@@ -87,12 +91,7 @@ def test_groups_are_sampled_as_the_trainer_asks(models, tmp_path, monkeypatch):
         return trainer
 
     monkeypatch.setattr(arms, "_make_trainer", watched)
-    asked = settings(models, tmp_path, "grpo")
-    policies = studies.policy_jobs(asked)
-    policies[NAME].work(tmp_path, lambda step: None)
-    (job,) = studies.arm_jobs(asked, policies).values()
-    job.partial_folder.mkdir(parents=True)
-    job.work(job.partial_folder, lambda step: None)
+    run(settings(models, tmp_path, "grpo"), tmp_path)
     (prompts, rollouts), tokenizer = seen[0], AutoTokenizer.from_pretrained(models / NAME / "model")
     assert len(prompts) == 32 and prompts == [prompt for prompt in prompts[::8] for _ in range(8)]
     for prompt, prompt_ids, ids, logprobs in zip(prompts, *(rollouts[key] for key in KEYS), strict=True):

@@ -24,7 +24,7 @@ class Task:
 
     Attributes:
         rewards (`tuple[Callable, ...]`): Reward functions: the answer, all steps, and what arms may use beside them.
-        config (`dict[str, Any]`): Fields of [`CLIPOConfig`] of all arms; the weights are those of GRPO.
+        config (`dict[str, Any]`): Fields of [`CLIPOConfig`] of all arms, but for the weights of the rewards.
         warmup_steps (`int`): Steps of the head's warm-up, in arms that have one.
         build (`Callable`): `build(size, seed, **variant)`: a dataset of different problems.
         variants (`dict[str, dict]`): Arguments of `build` for each test set.
