@@ -48,7 +48,7 @@ def run(tmp_path, monkeypatch):
         return model, tokenizer
 
     monkeypatch.setattr(faithfulness, "warm_start", stub_warm_start)
-    monkeypatch.setattr(faithfulness, "evaluate_policy", lambda *arguments: {})
+    monkeypatch.setattr(faithfulness, "evaluations_of", lambda *arguments: {})
     monkeypatch.setattr(study, "sample", lambda folder, task, *size: planted(*size[:2]))
     monkeypatch.setattr(command, "JobPool", OneProcess)
     monkeypatch.setattr(OneProcess, "done", [])
