@@ -24,6 +24,7 @@ pytestmark = [
 ]
 LIKELIHOOD = {"contrastive_reward_type": "likelihood", "contrastive_reward_weight": 1.0}
 ENTROPY = {"contrastive_reward_type": "negative_entropy", "contrastive_reward_weight": 1.0}
+either_paid = pytest.mark.parametrize("paid", [LIKELIHOOD, ENTROPY], ids=["likelihood", "negative_entropy"])
 
 
 def short_reward(completions, **kwargs) -> list[float]:
@@ -170,7 +171,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("paid", [LIKELIHOOD, ENTROPY], ids=["likelihood", "negative_entropy"])
+@either_paid
 @pytest.mark.parametrize("case", CASES)
 def test_the_reward_is_that_of_a_plain_forward_pass(tmp_path, case, paid):
     trainer = train(tmp_path, max_steps=4, **paid, **CASES[case])
@@ -225,11 +226,12 @@ def test_learned_positions_that_padding_would_move(tmp_path):
     assert_paid(trainer)
 
 
+@either_paid
 @pytest.mark.parametrize("generates", ["vllm", "tools", "rollout_func", "environment"])
-def test_every_way_of_generating(make, generates):
+def test_every_way_of_generating(make, generates, paid):
     """Tokens that a tool or an environment wrote do not count."""
     settings = {} if generates != "vllm" else {"vllm_importance_sampling_correction": False}
-    trainer = make(generates, "fp32", Recording, max_steps=3, **LIKELIHOOD, **settings)
+    trainer = make(generates, "fp32", Recording, max_steps=3, **paid, **settings)
     trainer.train()
     assert trainer.states.mode == "fused" and trainer.states.asks_for_scores
     for seen in trainer.seen:
@@ -237,9 +239,10 @@ def test_every_way_of_generating(make, generates):
         assert len(seen["found"].unique()) > 1
 
 
+@either_paid
 @pytest.mark.parametrize("precision", ["bf16_autocast", "bf16_weights"])
-def test_in_half_precision(make, precision):
-    trainer = make("generate", precision, Recording, max_steps=2, **LIKELIHOOD)
+def test_in_half_precision(make, precision, paid):
+    trainer = make("generate", precision, Recording, max_steps=2, **paid)
     trainer.train()
     for seen in trainer.seen:
         assert seen["found"].dtype == torch.float32
@@ -290,9 +293,10 @@ def test_a_fault_in_the_middle_leaves_no_trace(tmp_path):
     assert_paid(trainer)
 
 
+@either_paid
 @pytest.mark.parametrize("generates", ["generate", pytest.param("continuous_batching", marks=pytest.mark.slow)])
-def test_evaluation_leaves_no_trace_and_pays_nothing(make, generates):
-    trainer = make(generates, "fp32", Watched, max_steps=2, eval_strategy="steps", eval_steps=1, **LIKELIHOOD)
+def test_evaluation_leaves_no_trace_and_pays_nothing(make, generates, paid):
+    trainer = make(generates, "fp32", Watched, max_steps=2, eval_strategy="steps", eval_steps=1, **paid)
     assert 0 <= trainer.evaluate()["eval_reward"] <= 1
     trainer.train()
     assert trainer.n_watched == 3
@@ -305,13 +309,14 @@ def test_evaluation_leaves_no_trace_and_pays_nothing(make, generates):
 
 
 @pytest.mark.slow
+@either_paid
 @pytest.mark.parametrize("settings", [{}, FUSED], ids=str)
-def test_a_run_with_a_warm_up_resumes_bit_for_bit(make, settings):
+def test_a_run_with_a_warm_up_resumes_bit_for_bit(make, settings, paid):
     settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 1, "contrastive_warmup_steps": 2} | settings
-    whole = make("generate", "fp32", **settings, **LIKELIHOOD)
+    whole = make("generate", "fp32", **settings, **paid)
     whole.train()
     for step in (1, 5):
-        resumed = make("generate", "fp32", **settings, **LIKELIHOOD)
+        resumed = make("generate", "fp32", **settings, **paid)
         resumed.train(resume_from_checkpoint=f"{resumed.args.output_dir}/checkpoint-{step}")
         assert_same_run(resumed, whole)
 
