@@ -181,10 +181,10 @@ class StateSource:
                 logps = logps.masked_fill(~is_seen_BC, 0.0)
         else:
             logps, *others = score(attention_mask_BL)
-        written_BC = written_tokens(self.tokens, n_completion).to(is_seen_BC.device)
-        self.token_scores["likelihood"] = mean_over_tokens(logps, is_seen_BC & written_BC)
+        counts_BC = is_seen_BC & written_tokens(self.tokens, n_completion).to(is_seen_BC.device)
+        self.token_scores["likelihood"] = mean_over_tokens(logps, counts_BC)
         if self.reads_entropy:
-            self.token_scores["negative_entropy"] = -mean_over_tokens(others[0], is_seen_BC & written_BC)
+            self.token_scores["negative_entropy"] = -mean_over_tokens(others[0], counts_BC)
         return logps, *others
 
     def _read_while(self, score: Callable, attention_mask_BL: torch.Tensor, n_prompt: int, hides_truncated: bool):

@@ -27,12 +27,11 @@ class ScoredBatch:
         is_paid_PG (`torch.Tensor` of shape `(P, G)`, bool): correct rollouts that have a loss, or another score in its
             place.
         is_cut_PG (`torch.Tensor` of shape `(P, G)`, bool): where a bound of the reward acted.
-        likelihood_PG (`torch.Tensor` of shape `(P, G)`, *optional*): mean log-probability a token of each rollout,
-            NaN where no token counts; `None` where no pass gives it.
-        negative_entropy_PG (`torch.Tensor` of shape `(P, G)`, *optional*): minus the policy's mean entropy before each
-            rollout's tokens; likewise.
         pooled_BH (`torch.Tensor` of shape `(B, H)`): hidden states of this process, 0 where left out.
         local (`slice`): place of these B rollouts among the P * G.
+        token_scores (`dict[str, torch.Tensor]`): what is known of `"likelihood"`, the mean log-probability a token of
+            each rollout, and `"negative_entropy"`, minus the policy's mean entropy before its tokens: each of shape
+            `(P, G)`, NaN where no token counts.
         rewards (`dict[str, torch.Tensor]`): the other rewards, by the names of their functions, each of shape `(P,
             G)`, NaN where there was none. Put in by the trainer.
         figures (`dict[str, float]`): what the head's step and the calibration tell, by the names of the metrics.
@@ -51,13 +50,16 @@ class ScoredBatch:
     is_cut_PG: torch.Tensor
     pooled_BH: torch.Tensor
     local: slice
-    likelihood_PG: torch.Tensor | None = None
-    negative_entropy_PG: torch.Tensor | None = None
+    token_scores: dict[str, torch.Tensor] = field(default_factory=dict)
     rewards: dict[str, torch.Tensor] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
 
     @property
-    def token_scores(self) -> dict[str, torch.Tensor]:
-        """What is known of likelihood and entropy, by name."""
-        scores = {"likelihood": self.likelihood_PG, "negative_entropy": self.negative_entropy_PG}
-        return {name: score_PG for name, score_PG in scores.items() if score_PG is not None}
+    def likelihood_PG(self) -> torch.Tensor | None:
+        """Likelihood of `token_scores`; `None` where no pass gives it."""
+        return self.token_scores.get("likelihood")
+
+    @property
+    def negative_entropy_PG(self) -> torch.Tensor | None:
+        """Minus the entropy of `token_scores`; `None` where no pass gives it."""
+        return self.token_scores.get("negative_entropy")

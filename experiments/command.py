@@ -18,6 +18,7 @@ def run_command(
     experiment: Callable[[Any], int],
     argv: list[str] | None = None,
     faults: tuple[type[Exception], ...] = (),
+    refusals: tuple[type[Exception], ...] = (),
 ) -> int:
     """
     Read the settings and run the experiment, which goes on with what an earlier run has not finished.
@@ -29,6 +30,8 @@ def run_command(
         experiment (`Callable`): settings -> exit status.
         argv (`list[str]`, *optional*): words; default: the command line.
         faults (`tuple[type[Exception], ...]`, *optional*): those that are a sentence, not a traceback.
+        refusals (`tuple[type[Exception], ...]`, *optional*): those that the experiment finds in its settings, told as
+            the parser tells its own: exit status 2. `faults` come first.
 
     Returns:
         `int`: the exit status: the experiment's, 1 after a fault, 130 if it was stopped.
@@ -47,3 +50,5 @@ def run_command(
     except faults as error:
         console.print(str(error), style="red", markup=False, highlight=False)
         return 1
+    except refusals as error:
+        return parser.error(str(error))

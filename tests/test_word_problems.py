@@ -215,5 +215,5 @@ def test_the_foreign_source_keeps_what_can_be_checked(monkeypatch):
     with pytest.raises(ValueError, match="only 2 problems passed"):
         task.foreign_dataset(3, 0)
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    with pytest.raises(ImportError, match="reasoning-gym"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[reasoning-gym\]'"):
         task.foreign_dataset(1, 0)

@@ -5,34 +5,20 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from transformers import HfArgumentParser
-
 from reward_funcs.errors import UsageError
 
-from ..command import console
+from ..command import console, run_command
 from ..faithfulness.jobs import JobPool, SettingsDiffer
 from .grid import Settings, check_arms, jobs_of, prepare_worker, read_arms
 from .report import final_value, write_report
 
 
+DESCRIPTION = "Train arms that differ by files of fields, and compare them with a base in pairs of the same seed."
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the grid. Returns the exit status: 0, 1 if a run failed, 130 if it was stopped."""
-    parser = HfArgumentParser(
-        Settings,
-        prog="python -m experiments.ablations",
-        description="Train arms that differ by files of fields, and compare them with a base in pairs of the same seed. The "
-        "same command goes on with what is not finished.",
-    )
-    try:
-        return run_grid(parser.parse_args_into_dataclasses(argv)[0])
-    except KeyboardInterrupt:
-        console.print("Stopped. What is finished is kept; the same command goes on.")
-        return 130
-    except SettingsDiffer as error:
-        console.print(str(error), style="red", markup=False, highlight=False)
-        return 1
-    except (UsageError, ValueError) as error:
-        parser.error(str(error))
+    return run_command("ablations", DESCRIPTION, Settings, run_grid, argv, (SettingsDiffer,), (UsageError, ValueError))
 
 
 def run_grid(settings: Settings) -> int:

@@ -67,7 +67,7 @@ class Arm:
     paid: tuple[str, ...] = (chain.answer_reward.__name__,)
 
 
-WARMUP = {"contrastive_warmup_steps": 10}
+WARMUP = {"contrastive_warmup_steps": CHAINS.warmup_steps}  # another task puts its own there: see `config_of`
 CLIPO = {"contrastive_reward_weight": 0.2, **WARMUP}
 AGREEMENT = {
     "contrastive_reward_type": "agreement",

@@ -248,8 +248,9 @@ def sample_rollouts(
     n_problems = max(1, batch_size // num_samples)
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     lines = [line for line in lines if line.endswith("\n")]  # the last one may have been cut off
-    for place, line in enumerate(lines[: len(dataset) * num_samples]):
-        if json.loads(line)["problem"] != dataset[place // num_samples]["problem"]:
+    problems = dataset["problem"][:]
+    for place, line in enumerate(lines[: len(problems) * num_samples]):
+        if json.loads(line)["problem"] != problems[place // num_samples]:
             raise ValueError(f"{path} holds rollouts of other problems (line {place + 1}). Delete it to sample these.")
     if len(lines) >= len(dataset) * num_samples:
         return path
