@@ -98,6 +98,22 @@ def likelihood_score(
     return _centred(likelihood_PG.detach(), is_scored_PG), is_scored_PG
 
 
+def scaled_in_group(score_PG: torch.Tensor, is_scored_PG: torch.Tensor) -> torch.Tensor:
+    """
+    Scores in units of their standard deviation in the group, as GRPO's advantages are: at most (n - 1) / sqrt(n) of n
+    scored rollouts.
+
+    Args:
+        score_PG (`torch.Tensor` of shape `(P, G)`): centred scores, 0 where there is none.
+        is_scored_PG (`torch.Tensor` of shape `(P, G)`, bool): where there is one; none, or two and more of a group.
+
+    Returns:
+        `torch.Tensor` of shape `(P, G)`. Scores that differ by less than 1e-4, rounding, say, are not blown up.
+    """
+    variance_P1 = score_PG.square().sum(1, keepdim=True) / (is_scored_PG.sum(1, keepdim=True) - 1).clamp(min=1)
+    return score_PG / (variance_P1.sqrt() + 1e-4)
+
+
 def _centred(score_PG: torch.Tensor, is_scored_PG: torch.Tensor) -> torch.Tensor:
     """The scores less their mean over the scored rollouts of the group; 0 elsewhere, whatever stands there."""
     score_PG = score_PG.masked_fill(~is_scored_PG, 0.0)

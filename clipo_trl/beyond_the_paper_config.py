@@ -8,6 +8,7 @@ SCHEDULES = ("constant", "linear", "cosine")
 SIMILARITY_SCORES = ("agreement", "similarity_gap")
 TOKEN_SCORES = ("likelihood", "negative_entropy")  # read off the policy's distributions, where the head has no say
 REWARD_TYPES = ("loss", *SIMILARITY_SCORES, *TOKEN_SCORES)
+SCORE_SCALES = (None, "group")
 
 
 @dataclass
@@ -24,6 +25,14 @@ class BeyondThePaperFields:
             "The last four are centred in the group and beyond the paper: see `agreement_score`. The two of embeddings need "
             '`contrastive_similarity="cosine"`. The head learns from the loss in any case.',
             "choices": REWARD_TYPES,
+        },
+    )
+    contrastive_score_scale: str | None = field(
+        default=None,
+        metadata={
+            "help": 'What the scores of the last four reward types are divided by before they are paid: None, or "group", their '
+            "standard deviation in the group, so that lambda is in units of it: cosines and nats that differ by a hundredth, as a "
+            "language model's do, then count as much as others. It must be None where the loss is paid. Beyond the paper."
         },
     )
     contrastive_baseline: str | None = field(

@@ -17,6 +17,7 @@ from .beyond_the_paper_config import (
     BASELINES,
     REWARD_TYPES,
     SCHEDULES,
+    SCORE_SCALES,
     SIMILARITY_SCORES,
     TOKEN_SCORES,
     BeyondThePaperFields,
@@ -268,6 +269,7 @@ class CLIPOConfigMixin(  # a dataclass lists the fields of its last base first
         check_choice("contrastive_level", self.contrastive_level, LEVELS)
         check_choice("contrastive_anchors", self.contrastive_anchors, ANCHORS)
         check_choice("contrastive_reward_type", self.contrastive_reward_type, REWARD_TYPES)
+        check_choice("contrastive_score_scale", self.contrastive_score_scale, SCORE_SCALES)
         check_choice("contrastive_baseline", self.contrastive_baseline, BASELINES)
         check_choice("contrastive_reward_schedule", self.contrastive_reward_schedule, SCHEDULES)
         check_choice("contrastive_head_type", self.contrastive_head_type, HEAD_TYPES)
@@ -290,6 +292,11 @@ class CLIPOConfigMixin(  # a dataclass lists the fields of its last base first
                 f"`contrastive_reward_type={self.contrastive_reward_type!r}` is a mean of cosines, but "
                 f"`contrastive_similarity` is {self.contrastive_similarity!r}. Set it to 'cosine', or the reward type to "
                 "'loss'."
+            )
+        if self.contrastive_score_scale is not None and self.contrastive_reward_type == "loss":
+            raise ValueError(
+                f"`contrastive_score_scale` is {self.contrastive_score_scale!r}, but `contrastive_reward_type='loss'` pays the loss as it "
+                "is. Leave it out, or choose a reward type that is a score."
             )
         self._check_baseline_and_positives()
         if self.contrastive_calibration and self.contrastive_step_reward is None:

@@ -13,7 +13,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list, send_to_device
 from torch import nn
 
-from .agreement import agreement_score, likelihood_score
+from .agreement import agreement_score, likelihood_score, scaled_in_group
 from .beyond_the_paper_config import TOKEN_SCORES
 from .calibration import Calibration
 from .groups import group_means
@@ -185,6 +185,8 @@ class HeadLearner:
                 reward_type=args.contrastive_reward_type,
                 level=args.contrastive_level,
             )
+        if args.contrastive_score_scale == "group":
+            score_PG = scaled_in_group(score_PG, is_scored_PG)
         reward_PG = agreement_reward(score_PG, correct_PG, **settings)
         is_cut_PG = (reward_PG - args.contrastive_reward_offset).abs() >= -args.contrastive_reward_floor
         return reward_PG, is_scored_PG, is_cut_PG

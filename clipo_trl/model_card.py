@@ -201,6 +201,8 @@ def training_facts(trainer: "CLIPOMixin", base: BaseModel, dataset_name: str | N
     reward = f"type `{args.contrastive_reward_type}`, lambda = {args.contrastive_reward_weight:g}"
     if args.contrastive_reward_schedule != "constant":
         reward += f" ({args.contrastive_reward_schedule} schedule)"
+    if args.contrastive_score_scale is not None:
+        reward += f", in standard deviations of the {args.contrastive_score_scale}"
     if args.contrastive_baseline is not None:
         reward += f", baseline `{args.contrastive_baseline}`"
     if args.contrastive_calibration:

@@ -1,9 +1,12 @@
 """The scores beside the loss: against loops in float64, and the properties that make them safe to pay."""
 
+import statistics
+
 import pytest
 import torch
 
 from clipo_trl import agreement_score, contrastive_loss
+from clipo_trl.agreement import scaled_in_group
 from clipo_trl.rewards import agreement_reward
 
 
@@ -131,3 +134,22 @@ def test_agreement_is_the_numerator_of_the_loss_without_its_denominator():
 def test_unknown_type():
     with pytest.raises(ValueError, match="`reward_type` is 'loss'"):
         agreement_score(EMBEDDINGS, CORRECT, reward_type="loss")
+
+
+def test_scores_in_standard_deviations_of_their_group():
+    """In a loop, unbiased as GRPO's are, whatever their size; but where there is nothing but rounding."""
+    generator = torch.Generator().manual_seed(0)
+    is_scored = torch.rand(6, 8, generator=generator) < 0.6
+    is_scored[0], is_scored[1] = False, torch.arange(8) < 2  # nobody, and two
+    score = torch.randn(6, 8, generator=generator) * torch.logspace(-2, 1, 6).unsqueeze(1)
+    for row, kept in zip(score, is_scored, strict=True):
+        row -= row[kept].mean() if kept.any() else 0.0
+    score = score.masked_fill(~is_scored, 0.0)
+    scaled = scaled_in_group(score, is_scored)
+    for row, kept, found in zip(score, is_scored, scaled, strict=True):
+        values = [value.item() for value in row[kept]]
+        deviation = statistics.stdev(values) if values else 1.0
+        expected = [value / (deviation + 1e-4) for value in values]
+        torch.testing.assert_close(found[kept], torch.tensor(expected), rtol=1e-4, atol=1e-6)
+        assert (found[~kept] == 0).all() and found.abs().max() <= 7 / 8**0.5
+    assert scaled_in_group(score * 1e-8, is_scored).abs().max() < 1e-2

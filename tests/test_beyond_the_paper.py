@@ -301,6 +301,33 @@ def test_lambda_falls_while_the_policy_learns(tmp_path, schedule, factors, warmu
         torch.testing.assert_close(seen["column"].view(-1, 8), -0.2 * factor * loss * correct, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("reward_type", ["agreement", "similarity_gap", "likelihood", "negative_entropy"])
+def test_scores_are_paid_in_standard_deviations(tmp_path, reward_type):
+    """lambda times what an unscaled run paid, over its standard deviation in the group, until the bound cuts it."""
+    settings = {"contrastive_reward_type": reward_type, "learning_rate": 0.0, "max_steps": 3}
+    plain = train(tmp_path / "plain", **settings, contrastive_reward_weight=1.0, contrastive_reward_floor=-100.0)
+    scaled = train(tmp_path / "scaled", contrastive_score_scale="group", **settings, contrastive_reward_floor=-0.2)
+    n_cut = n_paid = 0
+    for seen, other in zip(scaled.seen, plain.seen, strict=True):
+        for paid, score in zip(seen["column"].view(-1, 8), other["column"].view(-1, 8), strict=True):
+            is_scored = score != 0
+            deviation = score[is_scored].std() if is_scored.sum() > 1 else torch.tensor(1.0)
+            expected = (0.2 * score / (deviation + 1e-4)).clamp(-0.2, 0.2)
+            torch.testing.assert_close(paid, expected, atol=1e-3, rtol=1e-3)  # 1e-4: rounding
+            n_paid, n_cut = n_paid + int(is_scored.sum()), n_cut + int((expected.abs() == 0.2).sum())
+    assert n_paid > 20 and 0 < n_cut < n_paid
+
+
+def test_a_scaled_run_goes_on_where_the_checkpoint_was(tmp_path):
+    settings = {"contrastive_reward_type": "likelihood", "contrastive_score_scale": "group", "max_steps": 4}
+    whole = train(tmp_path / "whole", save_strategy="steps", save_steps=2, **settings)
+    resumed = make_trainer(tmp_path / "resumed", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert len(resumed.seen) == 2
+    for ours, theirs in zip(resumed.seen, whole.seen[2:], strict=True):
+        assert torch.equal(ours["column"], theirs["column"])
+
+
 def test_a_schedule_goes_on_where_the_checkpoint_was(tmp_path):
     settings = {"contrastive_reward_schedule": "cosine", "contrastive_warmup_steps": 1, "max_steps": 4}
     whole = train(tmp_path / "whole", save_strategy="steps", save_steps=2, **settings)
@@ -314,6 +341,12 @@ def test_a_schedule_goes_on_where_the_checkpoint_was(tmp_path):
 def test_a_constant_weight_is_not_logged(tmp_path):
     trainer = train(tmp_path, max_steps=1)
     assert not any("contrastive/reward_weight" in row for row in trainer.state.log_history)
+
+
+def test_the_table_at_the_start_tells_of_a_scale(tmp_path):
+    trainer = make_trainer(tmp_path, contrastive_reward_type="agreement", contrastive_score_scale="group")
+    told = " ".join(describe_clipo(trainer, plan_run(trainer.args, 8)).values())
+    assert "0 + 0.2 (lambda) x agreement / its standard deviation in the group, within 0.5" in told
 
 
 def test_the_table_at_the_start_tells_of_them(tmp_path):

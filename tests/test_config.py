@@ -35,6 +35,7 @@ def test_defaults(tmp_path):
         "contrastive_warmup_policy": "frozen",
         "contrastive_success_rewards": None,
         "contrastive_success_threshold": 0.0,
+        "contrastive_score_scale": None,
         "contrastive_baseline": None,
         "contrastive_num_positives": 1,
         "contrastive_reward_schedule": "constant",
@@ -105,6 +106,7 @@ def test_what_is_beyond_the_paper_stands_apart():
     beyond = {field.name: field.metadata["help"] for field in fields(BeyondThePaperFields)}
     assert list(beyond) == [
         "contrastive_reward_type",
+        "contrastive_score_scale",
         "contrastive_baseline",
         "contrastive_num_positives",
         "contrastive_reward_schedule",
@@ -141,6 +143,7 @@ def test_a_configuration_travels_between_processes(tmp_path):
         ("contrastive_success_threshold", float("nan")),
         ("contrastive_loss_type", "triplet"),
         ("contrastive_reward_type", "loss_type"),
+        ("contrastive_score_scale", "batch"),
         ("contrastive_baseline", "mean"),
         ("contrastive_num_positives", 0),
         ("contrastive_reward_schedule", "exponential"),
@@ -221,6 +224,12 @@ def test_a_baseline_and_drawn_positives_belong_to_a_loss(tmp_path, settings, mes
     for name in settings:  # each goes with the defaults
         if name not in ("contrastive_reward_type", "contrastive_loss_type"):
             tiny_config(tmp_path, **{name: settings[name]})
+
+
+def test_the_loss_has_no_score_to_scale(tmp_path):
+    with pytest.raises(ValueError, match="`contrastive_score_scale` is 'group', but `contrastive_reward_type='loss'`"):
+        tiny_config(tmp_path, contrastive_score_scale="group")
+    tiny_config(tmp_path, contrastive_score_scale="group", contrastive_reward_type="similarity_gap")
 
 
 def test_calibration_needs_a_step_checker(tmp_path):

@@ -12,8 +12,9 @@ from experiments.faithfulness import arms
 from experiments.faithfulness import study as studies
 from experiments.faithfulness.jobs import write_json
 from experiments.faithfulness.study import Settings
-from experiments.faithfulness.tasks import word_problems_task
+from experiments.faithfulness.tasks import right_with_sound_equations_reward, word_problems_task
 from experiments.language_model import warm_starts
+from experiments.word_problems import Problem, answer_reward, build_dataset
 
 
 NAME = "choices"
@@ -72,11 +73,26 @@ def test_what_is_paid_and_what_learns(models, tmp_path, monkeypatch):
     run(settings(models, tmp_path, "equations"), tmp_path)
     (trainer,) = trainers
     paid = dict(zip(trainer.reward_func_names, trainer.reward_weights.tolist(), strict=True))
-    assert paid["answer_reward"] == paid["sound_equations_reward"] == 1 and paid["steps_reward"] == 0
+    assert paid["answer_reward"] == paid["right_with_sound_equations_reward"] == 1
+    assert paid["sound_equations_reward"] == paid["steps_reward"] == 0
     learned = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
     assert learned and all("lora_" in name for name in learned)
     frozen = {parameter.dtype for parameter in trainer.model.parameters() if not parameter.requires_grad}
     assert frozen == {torch.bfloat16} and trainer.args.bf16
+
+
+def test_equations_are_paid_where_the_answer_is_right():
+    """Never beside a wrong one: fewer equations, and easier ones, would earn it."""
+    (problem,) = build_dataset(1, seed=0, num_operations=1, answer="number")["problem"]
+    answer = Problem.from_json(problem).answer
+    texts = [
+        f"1 + 1 = 2\nAnswer: {answer}",
+        f"1 + 1 = 3\nAnswer: {answer}",
+        f"Answer: {answer}",
+        "1 + 1 = 2\nAnswer: -7",
+    ]
+    assert answer_reward(texts, [problem] * 4) == [1, 1, 1, 0]
+    assert right_with_sound_equations_reward(texts, [problem] * 4) == [1, 0, 0, 0]
 
 
 def test_groups_are_sampled_as_the_trainer_asks(models, tmp_path, monkeypatch):

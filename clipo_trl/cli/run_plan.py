@@ -183,6 +183,8 @@ def describe_clipo(trainer: Any, plan: Plan) -> dict[str, str]:
         reward = f"{args.contrastive_reward_offset:g} - {args.contrastive_reward_weight:g} (lambda) x {_paid_loss(args)}, at least {bound:g}"
     else:
         score = args.contrastive_reward_type.replace("_", " ")
+        if args.contrastive_score_scale is not None:
+            score += f" / its standard deviation in the {args.contrastive_score_scale}"
         reward = f"{args.contrastive_reward_offset:g} + {args.contrastive_reward_weight:g} (lambda) x {score}, within {-bound:g}"
     if args.contrastive_reward_schedule != "constant":
         reward += f", lambda to 0 ({args.contrastive_reward_schedule})"

@@ -22,7 +22,7 @@ from reward_funcs import sound_equations_reward
 
 from .. import chain
 from ..starting_policy import Phase
-from .tasks import CHAINS, Task
+from .tasks import CHAINS, Task, right_with_sound_equations_reward
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -77,6 +77,8 @@ AGREEMENT = {
 }
 ENTROPY = {"contrastive_reward_type": "negative_entropy", "contrastive_reward_weight": 0.2, **WARMUP}
 LIKELIHOOD = {"contrastive_reward_type": "likelihood", "contrastive_reward_weight": 0.2, **WARMUP}
+SCALED = {"contrastive_score_scale": "group"}
+EQUATIONS_CHECK = (chain.answer_reward.__name__, right_with_sound_equations_reward.__name__)
 SPOT_CHECK = (chain.answer_reward.__name__, chain.spot_checked_steps_reward.__name__)
 
 
@@ -107,8 +109,11 @@ ARMS: dict[str, Arm] = {
     "likelihood_permuted": Arm("likelihood, permuted", LIKELIHOOD, "permuted"),
     "negative_entropy": Arm("minus entropy", ENTROPY),
     "negative_entropy_permuted": Arm("minus entropy, permuted", ENTROPY, "permuted"),
+    "likelihood_scaled": Arm("likelihood, scaled", LIKELIHOOD | SCALED),
+    "likelihood_scaled_permuted": Arm("likelihood, scaled, permuted", LIKELIHOOD | SCALED, "permuted"),
+    "negative_entropy_scaled": Arm("minus entropy, scaled", ENTROPY | SCALED),
     "calibrated_equations": Arm("agreement, calibrated by equations", calibrated(sound_equations_reward)),
-    "equations": Arm("GRPO, equations checked", paid=(chain.answer_reward.__name__, sound_equations_reward.__name__)),
+    "equations": Arm("GRPO, equations checked", paid=EQUATIONS_CHECK),
 }
 CORE = ("grpo", "clipo", "permuted", "sorted", "agreement", "agreement_permuted")
 
@@ -234,7 +239,8 @@ def run(
 
     trainer = _make_trainer(arm, task, args, model, tokenizer, train_set, after_step)
     start = time.perf_counter()
-    trainer.train()
+    with task.while_training():
+        trainer.train()
     seconds = round(time.perf_counter() - start, 1)
     np.savez(Path(output_dir, "embeddings.npz"), **trainer.snapshots)
     asked = {"arm": arm, "seed": seed, "steps": steps, "seconds": seconds, "config": config}

@@ -30,6 +30,7 @@ COMPARED = (  # and to these arms
     "likelihood",
     "likelihood_permuted",
     "negative_entropy_permuted",
+    "likelihood_scaled_permuted",
 )
 LATER_PHASE_FIELDS = ("shortcut",)  # than version 0.1.0
 ARM_NAMES, POLICY_NAMES = ", ".join(arms.ARMS), ", ".join(arms.POLICIES)

@@ -1,6 +1,7 @@
 """What the policies of a study are trained on: quotient-remainder chains, or word problems in English."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from reward_funcs import sound_equations_reward
 
 from .. import chain, word_problems
-from ..language_model import evaluate, sample
+from ..language_model import evaluate, sample, score_completions_alone, share_prefixes
 from ..starting_policy import evaluate_policy
 
 
@@ -33,6 +34,7 @@ class Task:
         rollout_func (`Callable`, *optional*): Makes the rollouts, as TRL lets a caller do it; else `generate`.
         lora_layers (`int`, *optional*): The policy's own weights are frozen, and in bfloat16; adapters of so many of
             its last layers learn, and no backward pass goes further.
+        while_training (`Callable`): Context that training takes place in.
     """
 
     rewards: tuple[Callable, ...]
@@ -44,6 +46,7 @@ class Task:
     train: dict[str, Any] = field(default_factory=dict)
     rollout_func: Callable[..., dict[str, Any]] | None = None
     lora_layers: int | None = None
+    while_training: Callable[[], AbstractContextManager] = nullcontext
 
     def peft_config(self, model: PreTrainedModel) -> LoraConfig | None:
         """Adapters for `model`, if the task trains those alone."""
@@ -55,9 +58,12 @@ class Task:
 
     def load(self, folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Load a starting policy and its tokenizer."""
-        dtype = torch.float32 if self.lora_layers is None else torch.bfloat16
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype), tokenizer
+        if self.lora_layers is None:
+            return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tokenizer
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        share_prefixes(model)  # of a group: the prompt is most of a rollout
+        return model, tokenizer
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -73,6 +79,13 @@ class Task:
 
     def test_sets(self, size: int, seed: int) -> dict[str, Dataset]:
         return {name: self.build(size, seed, split="test", **variant) for name, variant in self.variants.items()}
+
+
+def right_with_sound_equations_reward(completions: list, problem: list[str], **kwargs) -> list[float]:
+    """1 for a right answer whose equations hold, all of them and one at least; else 0. That needs no label for the
+    steps. Paid for equations alone, a policy writes fewer of them, and easier ones."""
+    right, sound = word_problems.answer_reward(completions, problem), sound_equations_reward(completions)
+    return [answer * (holds or 0.0) for answer, holds in zip(right, sound, strict=True)]
 
 
 def sample_groups(prompts: list[Any], trainer: Any) -> dict[str, Any]:
@@ -121,11 +134,13 @@ def word_problems_task(problems: dict[str, Any]) -> Task:
             word_problems.steps_reward,
             word_problems.spot_checked_steps_reward,
             sound_equations_reward,
+            right_with_sound_equations_reward,
         ),
         config=SHARED
         | {
             "per_device_train_batch_size": 32,  # 4 problems a step
-            "learning_rate": 5e-4,
+            "learning_rate": 1e-3,
+            "lr_scheduler_type": "linear",
             "bf16": True,
             "contrastive_embedding_dim": 144,
         },
@@ -140,4 +155,5 @@ def word_problems_task(problems: dict[str, Any]) -> Task:
         train=problems,
         rollout_func=sample_groups,
         lora_layers=10,  # of 30: no backward pass through the others
+        while_training=score_completions_alone,
     )

@@ -5,6 +5,7 @@ python -m experiments.language_model --rollouts 500        and sample 500 proble
 """
 
 from .fetching import FetchError, fetch
+from .fewer_tokens import score_completions_alone, share_prefixes
 from .sampling import (
     Rollout,
     evaluate,
@@ -34,5 +35,7 @@ __all__ = [
     "sample",
     "sample_problems",
     "sample_rollouts",
+    "score_completions_alone",
+    "share_prefixes",
     "warm_start",
 ]
