@@ -218,9 +218,10 @@ def sample_completions(
     num_samples: int = 4,
     seed: int = 0,
     batch_size: int = 512,
+    temperature: float = 1.0,
 ) -> list[list[str]]:
     """
-    Sample completions at temperature 1. The global random state is left as it was.
+    Sample completions. The global random state is left as it was.
 
     Args:
         model (`PreTrainedModel`): Policy. Its training mode is left as it was.
@@ -229,6 +230,7 @@ def sample_completions(
         num_samples (`int`, *optional*, defaults to `4`): Completions a problem.
         seed (`int`, *optional*, defaults to `0`): Seed of the sampling.
         batch_size (`int`, *optional*, defaults to `512`): Completions that are sampled together.
+        temperature (`float`, *optional*, defaults to `1.0`): Divides the logits.
 
     Returns:
         `list[list[str]]`: For each row its completions.
@@ -248,7 +250,7 @@ def sample_completions(
                 padding=True,
             ).to(model.device)
             output_ids = model.generate(
-                **inputs, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=MAX_COMPLETION_TOKENS
+                **inputs, do_sample=True, temperature=temperature, top_k=0, max_new_tokens=MAX_COMPLETION_TOKENS
             )
             completion_ids = output_ids[:, inputs["input_ids"].shape[1] :]
             completions += tokenizer.batch_decode(completion_ids, skip_special_tokens=True)

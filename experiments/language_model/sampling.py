@@ -136,6 +136,7 @@ def sample_problems(
     batch_size: int = 256,
     seed: int = 0,
     first: int = 0,
+    temperature: float = 1.0,
 ) -> Iterator[list[Rollout]]:
     """
     Sample word problems, and check every rollout.
@@ -147,6 +148,7 @@ def sample_problems(
         batch_size (`int`, *optional*, defaults to `256`): Rollouts that are decoded together.
         seed (`int`, *optional*, defaults to `0`): With the place of a batch, decides its draws.
         first (`int`, *optional*, defaults to `0`): Problem to begin with, a multiple of `batch_size // num_samples`.
+        temperature (`float`, *optional*, defaults to `1.0`): See [`sample`].
 
     Yields:
         The rollouts of one batch, those of a problem in a row.
@@ -155,7 +157,8 @@ def sample_problems(
     for start in range(first, len(dataset), n_problems):
         part = dataset[start : start + n_problems]
         generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
-        sampled = sample(model, tokenizer, part["prompt"], num_samples=num_samples, generator=generator)
+        settings = {"num_samples": num_samples, "temperature": temperature, "generator": generator}
+        sampled = sample(model, tokenizer, part["prompt"], **settings)
         texts = tokenizer.batch_decode([token_ids for token_ids, _ in sampled], skip_special_tokens=True)
         problems = [problem for problem in part["problem"] for _ in range(num_samples)]
         checks = word_problems.check_completions(problems, texts)
