@@ -100,15 +100,16 @@ def likelihood_score(
 
 def scaled_in_group(score_PG: torch.Tensor, is_scored_PG: torch.Tensor) -> torch.Tensor:
     """
-    Scores in units of their standard deviation in the group, as GRPO's advantages are: at most (n - 1) / sqrt(n) of n
-    scored rollouts.
+    Scores in units of their standard deviation in the group, as GRPO's advantages are: of n scored rollouts at most
+    (n - 1) / sqrt(n); one alone scores 0.
 
     Args:
         score_PG (`torch.Tensor` of shape `(P, G)`): centred scores, 0 where there is none.
-        is_scored_PG (`torch.Tensor` of shape `(P, G)`, bool): where there is one; none, or two and more of a group.
+        is_scored_PG (`torch.Tensor` of shape `(P, G)`, bool): where there is one.
 
     Returns:
-        `torch.Tensor` of shape `(P, G)`. Scores that differ by less than 1e-4, rounding, say, are not blown up.
+        `torch.Tensor` of shape `(P, G)`. Deviations well below 1e-4, float32 rounding, say, stay small; those of a
+        bfloat16 policy's rounding may be larger.
     """
     variance_P1 = score_PG.square().sum(1, keepdim=True) / (is_scored_PG.sum(1, keepdim=True) - 1).clamp(min=1)
     return score_PG / (variance_P1.sqrt() + 1e-4)

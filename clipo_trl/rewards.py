@@ -62,7 +62,7 @@ def agreement_reward(
 
     Args:
         score_PG (`torch.Tensor` of shape `(P, G)`):
-            Agreement g_i, 0 where there is none; see [`agreement_score`].
+            Agreement g_i or another score, scaled or not; 0 where there is none. See [`agreement_score`].
         correct_PG (`torch.Tensor` of shape `(P, G)`, bool):
             Success label c_i.
         weight, offset, floor (`float`):

@@ -25,8 +25,9 @@ from .starting_policy import sample_completions
 
 
 DESCRIPTION = "Right, sound and lucky rollouts of frozen policies, at temperature 1 and almost without chance."
-TEMPERATURES = (1.0, 0.05)  # the second is greedy but for ties
+TEMPERATURES = (1.0, 0.05)  # the second is greedy but for near ties
 NUM_SAMPLES = 8  # a problem at temperature 1; those of the language model are kept in its `rollouts.jsonl`
+PUBLISHED = Path(__file__).parent / "results" / "sharpening.csv"
 FIGURES = ("right", "sound", "lucky_share", "ratio")
 N_RESAMPLES = 10_000
 
@@ -34,7 +35,7 @@ N_RESAMPLES = 10_000
 @dataclass
 class Settings:
     output: str = field(
-        default="experiments/results/sharpening.csv",
+        default="runs/sharpening.csv",
         metadata={"help": "File of the figures; policies that are in it are not sampled again."},
     )
     policies: str = field(
@@ -66,8 +67,14 @@ def experiment(settings: Settings) -> int:
     logging.disable_progress_bar()
     torch.set_num_threads(settings.num_threads)
     path = Path(settings.output)
-    rows = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+    rows = read_rows(path) if path.exists() else []
+    if differing := {row["problems"] for row in rows} - {str(settings.problems)}:
+        raise ValueError(
+            f"{path} has figures of {', '.join(differing)} problems. Ask for as many, or name another `--output`."
+        )
     toys = sorted(folder.parent for folder in Path(settings.policies).glob("*/config.json"))
+    if not toys:
+        console.print(f"There is no toy policy in {settings.policies}: the language model alone.", highlight=False)
     for folder in [*toys, *(Path(settings.models, name) for name in settings.names)]:
         if any(row["policy"] == folder.name for row in rows):
             continue
@@ -79,10 +86,15 @@ def experiment(settings: Settings) -> int:
                 writer.writeheader()
                 writer.writerows(rows)
     if not rows:
-        console.print(f"There is no policy in {settings.policies}, and `--names` has none: nothing to sample.")
+        console.print("`--names` has none either: nothing to sample.")
         return 1
     console.print(table(rows), highlight=False)
     return 0
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """What the file holds, a line a policy and temperature."""
+    return list(csv.DictReader(path.read_text().splitlines()))
 
 
 def checks_of(settings: Settings, folder: Path) -> dict[float, np.ndarray]:
@@ -120,7 +132,12 @@ def _of_words(folder: Path, settings: Settings) -> Iterator[list]:
 def figures_of(policy: str, checks: dict[float, np.ndarray]) -> list[dict[str, Any]]:
     """
     A row a temperature, each figure with its 95 % bootstrap interval over problems: the shares of right and of sound
-    rollouts, the share of right ones that are lucky, and its ratio to that at temperature 1.
+    rollouts, the share of right ones that are lucky, and its ratio to that at temperature 1. NaN where there is no
+    right rollout, or none that is lucky to compare with.
+
+    Args:
+        policy (`str`): Its name.
+        checks (`dict[float, np.ndarray]`): By temperature, 1 the first; see [`checks_of`].
     """
     n_problems = len(next(iter(checks.values())))
     chosen = np.random.default_rng(0).integers(n_problems, size=(N_RESAMPLES, n_problems))

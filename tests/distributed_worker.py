@@ -345,6 +345,7 @@ CASES = {
     },
     "likelihood": {
         "contrastive_reward_type": "likelihood",
+        "contrastive_score_scale": "group",
         "contrastive_step_reward": "short",
         "contrastive_reward_weight": 1.0,
         "reward": [even, short],

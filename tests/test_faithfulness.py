@@ -18,7 +18,9 @@ from experiments.faithfulness import study as studies
 from experiments.faithfulness.jobs import write_json
 from experiments.faithfulness.report import TEST_SETS, write_report
 from experiments.faithfulness.study import Settings, Study
+from experiments.faithfulness.tasks import right_with_sound_equations_reward
 from experiments.starting_policy import Phase
+from experiments.word_problems import Problem, answer_reward, build_dataset
 
 
 pytestmark = pytest.mark.slow  # whole experiments, small
@@ -425,3 +427,17 @@ def test_from_end_to_end(tmp_path, monkeypatch, capsys):
     assert "4 of 10 runs are in the report" in capsys.readouterr().out
     assert command.main([*flags, "--steps", "3"]) == 1
     assert "steps is 2 there, and 3 was asked for" in " ".join(capsys.readouterr().out.split())
+
+
+def test_equations_are_paid_where_the_answer_is_right():
+    """Never beside a wrong one: fewer equations, and easier ones, would earn it."""
+    (problem,) = build_dataset(1, seed=0, num_operations=1, answer="number")["problem"]
+    answer = Problem.from_json(problem).answer
+    texts = [
+        f"1 + 1 = 2\nAnswer: {answer}",
+        f"1 + 1 = 3\nAnswer: {answer}",
+        f"Answer: {answer}",
+        "1 + 1 = 2\nAnswer: -7",
+    ]
+    assert answer_reward(texts, [problem] * 4) == [1, 1, 1, 0]
+    assert right_with_sound_equations_reward(texts, [problem] * 4) == [1, 0, 0, 0]

@@ -7,14 +7,14 @@ import pytest
 import torch
 from test_language_model import TINY, base, wheel  # noqa: F401  # fixtures
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl.trainer import utils
 
 from experiments.faithfulness import arms
 from experiments.faithfulness import study as studies
 from experiments.faithfulness.jobs import write_json
 from experiments.faithfulness.study import Settings
-from experiments.faithfulness.tasks import right_with_sound_equations_reward, word_problems_task
+from experiments.faithfulness.tasks import word_problems_task
 from experiments.language_model import warm_starts
-from experiments.word_problems import Problem, answer_reward, build_dataset
 
 
 NAME = "choices"
@@ -67,11 +67,28 @@ def test_jobs_train_adapters_of_the_last_layers(models, tmp_path):
 
 
 def test_what_is_paid_and_what_learns(models, tmp_path, monkeypatch):
-    trainers = []
-    make = arms._make_trainer
-    monkeypatch.setattr(arms, "_make_trainer", lambda *args: trainers.append(make(*args)) or trainers[-1])
+    trainers, n_read, n_rows = [], [], []
+    make, apply = arms._make_trainer, utils._ChunkedLogProbFunction.apply
+
+    def count(module, ids, states):
+        if trainers[-1].model.training:
+            n_read.append(ids[0].numel())
+
+    def watched(*args):
+        trainers.append(make(*args))
+        trainers[-1].model.get_input_embeddings().register_forward_hook(count)
+        return trainers[-1]
+
+    def watched_head(states, *args):
+        n_rows.append(len(states))
+        return apply(states, *args)
+
+    monkeypatch.setattr(arms, "_make_trainer", watched)
+    monkeypatch.setattr(utils._ChunkedLogProbFunction, "apply", watched_head)
     run(settings(models, tmp_path, "equations"), tmp_path)
     (trainer,) = trainers
+    n_tokens = trainer.state.num_input_tokens_seen  # of prompts and completions, whole
+    assert n_rows[-1] <= 32 * 48 and sum(n_read[-2:]) < n_tokens / 2, "prompts are read once, completions scored alone"
     paid = dict(zip(trainer.reward_func_names, trainer.reward_weights.tolist(), strict=True))
     assert paid["answer_reward"] == paid["right_with_sound_equations_reward"] == 1
     assert paid["sound_equations_reward"] == paid["steps_reward"] == 0
@@ -79,20 +96,6 @@ def test_what_is_paid_and_what_learns(models, tmp_path, monkeypatch):
     assert learned and all("lora_" in name for name in learned)
     frozen = {parameter.dtype for parameter in trainer.model.parameters() if not parameter.requires_grad}
     assert frozen == {torch.bfloat16} and trainer.args.bf16
-
-
-def test_equations_are_paid_where_the_answer_is_right():
-    """Never beside a wrong one: fewer equations, and easier ones, would earn it."""
-    (problem,) = build_dataset(1, seed=0, num_operations=1, answer="number")["problem"]
-    answer = Problem.from_json(problem).answer
-    texts = [
-        f"1 + 1 = 2\nAnswer: {answer}",
-        f"1 + 1 = 3\nAnswer: {answer}",
-        f"Answer: {answer}",
-        "1 + 1 = 2\nAnswer: -7",
-    ]
-    assert answer_reward(texts, [problem] * 4) == [1, 1, 1, 0]
-    assert right_with_sound_equations_reward(texts, [problem] * 4) == [1, 0, 0, 0]
 
 
 def test_groups_are_sampled_as_the_trainer_asks(models, tmp_path, monkeypatch):

@@ -4,8 +4,6 @@ import pytest
 import torch
 import trl.trainer.utils
 from tiny_models import tiny_model
-from trl.kernels import chunked_logprob
-from trl.trainer.utils import add_fused_lm_head
 
 from experiments.language_model.fewer_tokens import cheapest_split, score_completions_alone, share_prefixes
 
@@ -61,6 +59,8 @@ def test_rows_that_differ_from_the_start_and_passes_with_a_cache_are_the_models_
     assert model.base_model(**inputs, use_cache=False).past_key_values is None
     assert model(**inputs, use_cache=True).past_key_values.get_seq_length() == 6
     torch.testing.assert_close(model.generate(**inputs, do_sample=False, max_new_tokens=4), wanted)
+    positions = torch.arange(6).expand(2, 6)  # a tensor beside them: nothing shared, either
+    assert model.base_model(**inputs, use_cache=False, position_ids=positions).last_hidden_state.shape[:2] == (2, 6)
     hidden_states = model(**inputs, use_cache=False, output_hidden_states=True).hidden_states
     assert len(hidden_states) == model.config.num_hidden_layers + 1  # asked for more than the last: nothing shared
 
@@ -83,8 +83,9 @@ def test_nothing_in_common():
 
 def test_completions_alone_are_scored(monkeypatch):
     """The same log-probabilities, entropies and gradients from fewer rows; and afterwards TRL is as it was."""
+    chunked_logprob = pytest.importorskip("trl.kernels.chunked_logprob")  # of later TRLs
     model, inputs = tiny_model(), batch()
-    add_fused_lm_head(model, temperature=0.7, outputs=("log_probs", "entropy"))
+    trl.trainer.utils.add_fused_lm_head(model, temperature=0.7, outputs=("log_probs", "entropy"))
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
     labels[:, :-N_COMPLETION] = -100
     n_rows = []
@@ -110,3 +111,9 @@ def test_completions_alone_are_scored(monkeypatch):
     assert (trl.trainer.utils._use_triton, chunked_logprob._use_triton) == ours
     for one, other in zip(alone, everywhere, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_trl_without_such_a_head_stays_as_it_is(monkeypatch):
+    monkeypatch.delattr(trl.trainer.utils, "_use_triton", raising=False)
+    with score_completions_alone():
+        assert not hasattr(trl.trainer.utils, "_use_triton")

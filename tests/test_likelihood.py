@@ -24,6 +24,10 @@ pytestmark = [
 ]
 LIKELIHOOD = {"contrastive_reward_type": "likelihood", "contrastive_reward_weight": 1.0}
 ENTROPY = {"contrastive_reward_type": "negative_entropy", "contrastive_reward_weight": 1.0}
+SCALED = {**LIKELIHOOD, "contrastive_score_scale": "group"}
+each_paid = pytest.mark.parametrize(
+    "paid", [LIKELIHOOD, ENTROPY, SCALED], ids=["likelihood", "negative_entropy", "scaled"]
+)
 either_paid = pytest.mark.parametrize("paid", [LIKELIHOOD, ENTROPY], ids=["likelihood", "negative_entropy"])
 
 
@@ -293,7 +297,7 @@ def test_a_fault_in_the_middle_leaves_no_trace(tmp_path):
     assert_paid(trainer)
 
 
-@either_paid
+@each_paid
 @pytest.mark.parametrize("generates", ["generate", pytest.param("continuous_batching", marks=pytest.mark.slow)])
 def test_evaluation_leaves_no_trace_and_pays_nothing(make, generates, paid):
     trainer = make(generates, "fp32", Watched, max_steps=2, eval_strategy="steps", eval_steps=1, **paid)
@@ -309,7 +313,7 @@ def test_evaluation_leaves_no_trace_and_pays_nothing(make, generates, paid):
 
 
 @pytest.mark.slow
-@either_paid
+@each_paid
 @pytest.mark.parametrize("settings", [{}, FUSED], ids=str)
 def test_a_run_with_a_warm_up_resumes_bit_for_bit(make, settings, paid):
     settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 1, "contrastive_warmup_steps": 2} | settings

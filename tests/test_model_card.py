@@ -46,6 +46,7 @@ def trained(tmp_path_factory):
         contrastive_temperature=0.07,
         contrastive_loss_type="supcon_out",
         contrastive_reward_type="agreement",
+        contrastive_score_scale="group",
         contrastive_pooling="last",
         contrastive_layer=0,
         contrastive_head_type="mlp",
@@ -67,7 +68,7 @@ def test_what_clipo_did(trained):
     assert told["training data"] == "[someone/data](https://huggingface.co/datasets/someone/data), 8 prompts"
     assert told["rewards"] == "`letters_reward` x 1, `length_reward` x 0.5"
     assert told["a rollout is correct if"] == "`letters_reward` > 0" and told["steps checked by"] == "`length_reward`"
-    assert told["contrastive reward"].startswith("type `agreement`, lambda = 0.3")
+    assert told["contrastive reward"].startswith("type `agreement`, lambda = 0.3, in standard deviations of the group")
     assert told["contrastive loss"].startswith("`supcon_out`, cosine similarity, tau = 0.07")
     assert told["head"].startswith("mlp, 16 -> 8; pooling last, layer 0, debias layer_norm")
     assert told["warm-up of the head"].startswith("1 generation batches") and told["optimizer steps"].startswith("2,")

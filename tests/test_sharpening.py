@@ -1,7 +1,6 @@
 """Rollouts at temperature 1 and almost without chance: figures by hand, and the command on tiny policies."""
 
 import csv
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +10,6 @@ from experiments import sharpening, word_problems
 from experiments.language_model import load_policy, sample_problems, warm_start, warm_starts
 from experiments.starting_policy import Phase
 from experiments.starting_policy import warm_start as make_chain_policy
-
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_figures_by_hand():
@@ -92,6 +88,7 @@ def test_nothing_to_sample(tmp_path, capsys):
     assert "nothing to sample" in capsys.readouterr().out
 
 
-def test_the_page_has_the_figures():
-    with open(ROOT / "experiments" / "results" / "sharpening.csv") as file:
-        assert sharpening.table(list(csv.DictReader(file))) in (ROOT / "docs" / "readouts.md").read_text()
+def test_figures_of_other_problems_are_not_mixed(tmp_path, capsys):
+    (tmp_path / "figures.csv").write_text(sharpening.PUBLISHED.read_text())
+    assert sharpening.main(["--output", str(tmp_path / "figures.csv"), "--problems", "3"]) == 1
+    assert "has figures of 400 problems" in " ".join(capsys.readouterr().out.split())

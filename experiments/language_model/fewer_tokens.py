@@ -28,8 +28,9 @@ def score_completions_alone() -> AbstractContextManager:
 
 def share_prefixes(model: PreTrainedModel) -> None:
     """
-    Make the decoder of `model` read common beginnings of a batch once. Its states and gradients are the same but for
-    rounding: every row attends to the keys and values of its own beginning.
+    Make the decoder of `model` read common beginnings of a batch once. The states that it returns, and gradients, are
+    the same but for rounding: every row attends to the keys and values of its own beginning. Its layers run twice, on
+    other rows and columns, so that a hook cannot read theirs (`contrastive_layer` must be the last).
 
     Args:
         model (`PreTrainedModel`): A causal model, whose decoder is `base_model`. Passes that keep a cache, as
@@ -43,14 +44,21 @@ def share_prefixes(model: PreTrainedModel) -> None:
         input_ids: Tensor | None = None, attention_mask: Tensor | None = None, use_cache: bool | None = None, **kwargs
     ):
         plain = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": use_cache, **kwargs}
-        if input_ids is None or attention_mask is None or use_cache is not False or any(kwargs.values()):
+        if (
+            input_ids is None
+            or attention_mask is None
+            or use_cache is not False
+            or any(value is not None for value in kwargs.values())
+        ):
             return forward(**plain)
         keys_BL = input_ids * 2 + attention_mask.bool()
         n_shared = cheapest_split(keys_BL)
         if n_shared == 0:
             return forward(**plain)
-        _, first_of_B = keys_BL[:, :n_shared].unique(dim=0, return_inverse=True)
-        rows = torch.stack([(first_of_B == i).nonzero()[0, 0] for i in range(int(first_of_B.max()) + 1)])
+        beginnings, first_of_B = keys_BL[:, :n_shared].unique(dim=0, return_inverse=True)
+        rows = first_of_B.new_empty(len(beginnings)).scatter_(
+            0, first_of_B, torch.arange(len(first_of_B))
+        )  # one of each
         cache = DynamicCache(config=decoder.config)
         prefix = forward(
             input_ids=input_ids[rows, :n_shared],
@@ -84,4 +92,6 @@ def cheapest_split(keys_BL: Tensor) -> int:
         n_read = (int(prefix_of_B.max()) + 1) * (column + 1) + n_rows * (width - column - 1)
         if n_read < fewest:
             best, fewest = column + 1, n_read
+        if int(prefix_of_B.max()) + 1 == n_rows:
+            break  # from here on each has its own
     return best

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import sharpening
 from ..faithfulness.jobs import Job, write_json
 from .study import LIKELIHOOD
 
@@ -132,6 +133,7 @@ def make_page(results_dir: Path) -> str:
         "gain": scores_table(results, "gain"),
         "models": models_table(results),
         "layers": layers_table(results),
+        "sharpening": sharpening.table(sharpening.read_rows(sharpening.PUBLISHED)),
     }
     text = (HERE / TEMPLATE).read_text()
     return PLACE.sub(lambda match: tables[match[1]], text)
