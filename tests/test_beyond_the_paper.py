@@ -318,18 +318,15 @@ def test_scores_are_paid_in_standard_deviations(tmp_path, reward_type):
     assert n_paid > 20 and 0 < n_cut < n_paid
 
 
-def test_a_scaled_run_goes_on_where_the_checkpoint_was(tmp_path):
-    settings = {"contrastive_reward_type": "likelihood", "contrastive_score_scale": "group", "max_steps": 4}
-    whole = train(tmp_path / "whole", save_strategy="steps", save_steps=2, **settings)
-    resumed = make_trainer(tmp_path / "resumed", **settings)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
-    assert len(resumed.seen) == 2
-    for ours, theirs in zip(resumed.seen, whole.seen[2:], strict=True):
-        assert torch.equal(ours["column"], theirs["column"])
-
-
-def test_a_schedule_goes_on_where_the_checkpoint_was(tmp_path):
-    settings = {"contrastive_reward_schedule": "cosine", "contrastive_warmup_steps": 1, "max_steps": 4}
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"contrastive_reward_type": "likelihood", "contrastive_score_scale": "group"},
+        {"contrastive_reward_schedule": "cosine", "contrastive_warmup_steps": 1},
+    ],
+    ids=["scale", "schedule"],
+)
+def test_goes_on_where_the_checkpoint_was(tmp_path, settings):
     whole = train(tmp_path / "whole", save_strategy="steps", save_steps=2, **settings)
     resumed = make_trainer(tmp_path / "resumed", **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
