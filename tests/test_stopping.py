@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM in `clipo train`: a checkpoint after the step, the command that goes on, and the same run."""
 
+import itertools
 import multiprocessing
 import os
 import shlex
@@ -117,23 +118,26 @@ def test_a_signal_to_one_process_stops_all():
         assert control.should_save == control.should_training_stop == stops == bool(stop.stopped)
 
 
-def sleep_once_told(connection) -> None:
+def never_returns_to_python(connection) -> None:
     connection.send("running")
-    time.sleep(60)
+    sum(itertools.repeat(0, 10**12))
 
 
 def test_a_forked_child_ends_as_it_would_without(capfd):
     """A reward function's own processes, which it may have to terminate."""
     with StopCallback(SimpleNamespace(num_processes=1, is_main_process=True)) as stop:
         here, there = multiprocessing.Pipe()
-        child = multiprocessing.get_context("fork").Process(target=sleep_once_told, args=(there,))
+        child = multiprocessing.get_context("fork").Process(target=never_returns_to_python, args=(there,))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads
             child.start()
         assert here.poll(60)  # Python forgets signals that come while it forks
+        time.sleep(0.3)  # by then it is in C
         child.terminate()
         child.join(20)
-    assert child.exitcode == -signal.SIGTERM and stop.received == 0
+        exitcode = child.exitcode
+        child.kill()
+    assert exitcode == -signal.SIGTERM and stop.received == 0
     assert "saving" not in capfd.readouterr().err
 
 

@@ -38,24 +38,23 @@ class StopCallback(TrainerCallback):
         self.accelerator = accelerator
         self.received, self.stopped = 0, 0
         self._first = 0.0
-        self._pid = os.getpid()
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopCallback":
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+            _entered.append(self)
         return self
 
     def __exit__(self, *error) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._before:
+            _entered.remove(self)
         self._before = {}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # a child that was forked, of a reward's say: no training of its own to save
-            signal.signal(number, self._before[signal.Signals(number)])
-            signal.raise_signal(number)
-        elif self.received:
+        if self.received:
             if self.accelerator.num_processes == 1 or time.monotonic() - self._first > FORWARDED:
                 self.__exit__()
                 signal.raise_signal(number)
@@ -75,6 +74,20 @@ class StopCallback(TrainerCallback):
             control.should_save = control.should_training_stop = True
             if args.save_total_limit == 1:  # of which the best checkpoint takes one, at the end of `train`
                 args.save_total_limit = 2
+
+
+_entered: list[StopCallback] = []
+
+
+def _leave_in_child() -> None:
+    """A forked child, of a reward's say, has no training to save. Its handlers are put back before it does anything:
+    one in Python would wait until the code in C returns that whoever terminates the child had enough of."""
+    for stop in list(_entered):
+        stop.__exit__()
+
+
+if hasattr(os, "register_at_fork"):  # where processes fork
+    os.register_at_fork(after_in_child=_leave_in_child)
 
 
 def describe_stop(stop: StopCallback, trainer: Any, argv: Sequence[str] | None) -> str:
