@@ -18,9 +18,16 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from . import chain, word_problems
+from . import chain
 from .command import console, run_command
-from .language_model import WARM_STARTS, load_policy, read_rollouts, sample_problems, sample_rollouts
+from .language_model import (
+    WARM_STARTS,
+    held_out_problems,
+    load_policy,
+    read_rollouts,
+    sample_problems,
+    sample_rollouts,
+)
 from .starting_policy import sample_completions
 
 
@@ -118,9 +125,7 @@ def _of_chains(folder: Path, settings: Settings) -> Iterator[list]:
 
 
 def _of_words(folder: Path, settings: Settings) -> Iterator[list]:
-    problems = word_problems.build_dataset(
-        settings.problems, seed=1_000, split="test", **WARM_STARTS[folder.name].problems
-    )
+    problems = held_out_problems(folder.name, settings.problems)
     kept = read_rollouts(sample_rollouts(folder, problems, num_samples=NUM_SAMPLES))[: NUM_SAMPLES * len(problems)]
     checks = [(rollout.right, rollout.sound) for rollout in kept]
     yield [checks[start : start + NUM_SAMPLES] for start in range(0, len(checks), NUM_SAMPLES)]

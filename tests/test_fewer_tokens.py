@@ -43,26 +43,32 @@ def test_states_and_gradients_of_a_prompt_that_is_read_once(padding_side):
     model.base_model.embed_tokens.register_forward_hook(lambda module, args, output: n_read.append(args[0].numel()))
     states, gradients = states_and_gradients(model, inputs)
     n_plain, n_read[:] = sum(n_read), []
-    share_prefixes(model)
-    shared_states, shared_gradients = states_and_gradients(model, inputs)
+    with share_prefixes(model):
+        shared_states, shared_gradients = states_and_gradients(model, inputs)
     assert sum(n_read) < 0.7 * n_plain
     torch.testing.assert_close(shared_states, states, rtol=1e-4, atol=1e-5)
     for name, gradient in gradients.items():
         torch.testing.assert_close(shared_gradients[name], gradient, rtol=1e-3, atol=1e-6)
+    n_read.clear()
+    states_and_gradients(model, inputs)
+    assert sum(n_read) == n_plain  # afterwards the decoder is as it was
 
 
 def test_rows_that_differ_from_the_start_and_passes_with_a_cache_are_the_models_own():
     model = tiny_model().eval()
     inputs = {"input_ids": torch.arange(12).view(2, 6) + 3, "attention_mask": torch.ones(2, 6, dtype=torch.long)}
     wanted = model.generate(**inputs, do_sample=False, max_new_tokens=4)
-    share_prefixes(model)
-    assert model.base_model(**inputs, use_cache=False).past_key_values is None
-    assert model(**inputs, use_cache=True).past_key_values.get_seq_length() == 6
-    torch.testing.assert_close(model.generate(**inputs, do_sample=False, max_new_tokens=4), wanted)
-    positions = torch.arange(6).expand(2, 6)  # a tensor beside them: nothing shared, either
-    assert model.base_model(**inputs, use_cache=False, position_ids=positions).last_hidden_state.shape[:2] == (2, 6)
-    hidden_states = model(**inputs, use_cache=False, output_hidden_states=True).hidden_states
-    assert len(hidden_states) == model.config.num_hidden_layers + 1  # asked for more than the last: nothing shared
+    with share_prefixes(model):
+        assert model.base_model(**inputs, use_cache=False).past_key_values is None
+        assert model(**inputs, use_cache=True).past_key_values.get_seq_length() == 6
+        torch.testing.assert_close(model.generate(**inputs, do_sample=False, max_new_tokens=4), wanted)
+        positions = torch.arange(6).expand(2, 6)  # a tensor beside them: nothing shared, either
+        assert model.base_model(**inputs, use_cache=False, position_ids=positions).last_hidden_state.shape[:2] == (
+            2,
+            6,
+        )
+        hidden_states = model(**inputs, use_cache=False, output_hidden_states=True).hidden_states
+        assert len(hidden_states) == model.config.num_hidden_layers + 1  # asked for more than the last: nothing shared
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -239,7 +239,7 @@ def run(
 
     trainer = _make_trainer(arm, task, args, model, tokenizer, train_set, after_step)
     start = time.perf_counter()
-    with task.while_training():
+    with task.while_training(model):
         trainer.train()
     seconds = round(time.perf_counter() - start, 1)
     np.savez(Path(output_dir, "embeddings.npz"), **trainer.snapshots)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from reward_funcs import sound_equations_reward
 
 from .. import chain, word_problems
-from ..language_model import evaluate, sample, score_completions_alone, share_prefixes
+from ..language_model import evaluate, fewer_tokens, sample
 from ..starting_policy import evaluate_policy
 
 
@@ -34,7 +34,7 @@ class Task:
         rollout_func (`Callable`, *optional*): Makes the rollouts, as TRL lets a caller do it; else `generate`.
         lora_layers (`int`, *optional*): The policy's own weights are frozen, and in bfloat16; adapters of so many of
             its last layers learn, and no backward pass goes further.
-        while_training (`Callable`): Context that training takes place in.
+        while_training (`Callable`): `while_training(model)`: the context that training takes place in.
     """
 
     rewards: tuple[Callable, ...]
@@ -46,7 +46,7 @@ class Task:
     train: dict[str, Any] = field(default_factory=dict)
     rollout_func: Callable[..., dict[str, Any]] | None = None
     lora_layers: int | None = None
-    while_training: Callable[[], AbstractContextManager] = nullcontext
+    while_training: Callable[[PreTrainedModel], AbstractContextManager] = nullcontext
 
     def peft_config(self, model: PreTrainedModel) -> LoraConfig | None:
         """Adapters for `model`, if the task trains those alone."""
@@ -58,12 +58,9 @@ class Task:
 
     def load(self, folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Load a starting policy and its tokenizer."""
+        dtype = torch.float32 if self.lora_layers is None else torch.bfloat16
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        if self.lora_layers is None:
-            return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tokenizer
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-        share_prefixes(model)  # of a group: the prompt is most of a rollout
-        return model, tokenizer
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype), tokenizer
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -155,5 +152,5 @@ def word_problems_task(problems: dict[str, Any]) -> Task:
         train=problems,
         rollout_func=sample_groups,
         lora_layers=10,  # of 30: no backward pass through the others
-        while_training=score_completions_alone,
+        while_training=fewer_tokens,
     )

@@ -5,11 +5,12 @@ python -m experiments.language_model --rollouts 500        and sample 500 proble
 """
 
 from .fetching import FetchError, fetch
-from .fewer_tokens import score_completions_alone, share_prefixes
+from .fewer_tokens import fewer_tokens
 from .sampling import (
     Rollout,
     evaluate,
     figures,
+    held_out_problems,
     load_policy,
     measure,
     read_rollouts,
@@ -28,14 +29,14 @@ __all__ = [
     "WarmStart",
     "evaluate",
     "fetch",
+    "fewer_tokens",
     "figures",
+    "held_out_problems",
     "load_policy",
     "measure",
     "read_rollouts",
     "sample",
     "sample_problems",
     "sample_rollouts",
-    "score_completions_alone",
-    "share_prefixes",
     "warm_start",
 ]

@@ -10,10 +10,9 @@ import transformers
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .. import word_problems
 from ..command import console, run_command
 from .fetching import FetchError, fetch
-from .sampling import measure, read_rollouts, sample_rollouts
+from .sampling import held_out_problems, measure, read_rollouts, sample_rollouts
 from .warm_starts import WARM_STARTS, lineage, warm_start
 
 
@@ -99,7 +98,7 @@ def train(folder: Path, name: str, progress: Progress) -> None:
 def keep_rollouts(folder: Path, name: str, n_problems: int, progress: Progress) -> None:
     """Sample held-out problems into the `rollouts.jsonl` of a warm start."""
     if n_problems:
-        problems = word_problems.build_dataset(n_problems, seed=1_000, split="test", **WARM_STARTS[name].problems)
+        problems = held_out_problems(name, n_problems)
         task = progress.add_task(f"{name}: rollouts", total=n_problems)
         path = sample_rollouts(
             folder / name, problems, on_batch=lambda n_done: progress.update(task, completed=n_done)

@@ -3,7 +3,8 @@
 Of a rollout of a word problem three quarters are its prompt, which the whole group has in common.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from unittest.mock import patch
 
@@ -14,23 +15,18 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 
-def score_completions_alone() -> AbstractContextManager:
-    """
-    While it lasts, TRL's LM head scores the tokens that have a label, and no others, as it does on a GPU. On a CPU it
-    scores every position, prompts and padding too, and then drops those.
-
-    With a TRL that has no such head there is nothing to change.
-    """
-    if not hasattr(trl.trainer.utils, "_use_triton"):
-        return nullcontext()
-    return patch.object(trl.trainer.utils, "_use_triton", lambda device: True)  # of the head, not of its kernels
+@contextmanager
+def fewer_tokens(model: PreTrainedModel) -> Iterator[None]:
+    """Training of `model` inside it makes fewer tokens do: [`share_prefixes`] and [`score_completions_alone`]."""
+    with share_prefixes(model), score_completions_alone():
+        yield
 
 
-def share_prefixes(model: PreTrainedModel) -> None:
+def share_prefixes(model: PreTrainedModel) -> AbstractContextManager:
     """
-    Make the decoder of `model` read common beginnings of a batch once. The states that it returns, and gradients, are
-    the same but for rounding: every row attends to the keys and values of its own beginning. Its layers run twice, on
-    other rows and columns, so that a hook cannot read theirs (`contrastive_layer` must be the last).
+    While it lasts, the decoder of `model` reads common beginnings of a batch once. The states that it returns, and
+    gradients, are the same but for rounding: every row attends to the keys and values of its own beginning. Its layers
+    run twice, on other rows and columns, so that a hook cannot read theirs (`contrastive_layer` must be the last).
 
     Args:
         model (`PreTrainedModel`): A causal model, whose decoder is `base_model`. Passes that keep a cache, as
@@ -56,9 +52,8 @@ def share_prefixes(model: PreTrainedModel) -> None:
         if n_shared == 0:
             return forward(**plain)
         beginnings, first_of_B = keys_BL[:, :n_shared].unique(dim=0, return_inverse=True)
-        rows = first_of_B.new_empty(len(beginnings)).scatter_(
-            0, first_of_B, torch.arange(len(first_of_B))
-        )  # one of each
+        rows = first_of_B.new_empty(len(beginnings))  # one of each
+        rows.scatter_(0, first_of_B, torch.arange(len(first_of_B), device=rows.device))
         cache = DynamicCache(config=decoder.config)
         prefix = forward(
             input_ids=input_ids[rows, :n_shared],
@@ -73,7 +68,19 @@ def share_prefixes(model: PreTrainedModel) -> None:
         states = torch.cat([prefix.last_hidden_state[first_of_B], rest.last_hidden_state], 1)
         return BaseModelOutputWithPast(last_hidden_state=states)
 
-    decoder.forward = shared
+    return patch.object(decoder, "forward", shared)
+
+
+def score_completions_alone() -> AbstractContextManager:
+    """
+    While it lasts, TRL's LM head scores the tokens that have a label, and no others, as it does on a GPU. On a CPU it
+    scores every position, prompts and padding too, and then drops those.
+
+    With a TRL that has no such head there is nothing to change.
+    """
+    if not hasattr(trl.trainer.utils, "_use_triton"):
+        return nullcontext()
+    return patch.object(trl.trainer.utils, "_use_triton", lambda device: True)  # of the head, not of its kernels
 
 
 def cheapest_split(keys_BL: Tensor) -> int:
@@ -83,11 +90,12 @@ def cheapest_split(keys_BL: Tensor) -> int:
     Args:
         keys_BL (`torch.Tensor` of shape `(B, L)`): What makes a token the same as another. At least one column stays.
     """
+    keys_BL = keys_BL.cpu()
     n_rows, width = keys_BL.shape
     prefix_of_B = torch.zeros(n_rows, dtype=torch.long)  # which beginning a row has
     best, fewest = 0, n_rows * width
     for column in range(width - 1):
-        pairs = torch.stack([prefix_of_B, keys_BL[:, column].cpu()], 1)
+        pairs = torch.stack([prefix_of_B, keys_BL[:, column]], 1)
         _, prefix_of_B = pairs.unique(dim=0, return_inverse=True)
         n_read = (int(prefix_of_B.max()) + 1) * (column + 1) + n_rows * (width - column - 1)
         if n_read < fewest:

@@ -222,6 +222,11 @@ def measure(
     return found
 
 
+def held_out_problems(name: str, n_problems: int) -> Dataset:
+    """The problems that rollouts of the warm start `name` are kept of: of the test split, the same for all uses."""
+    return word_problems.build_dataset(n_problems, seed=1_000, split="test", **WARM_STARTS[name].problems)
+
+
 def sample_rollouts(
     folder: str | Path,
     dataset: Dataset,
