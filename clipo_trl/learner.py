@@ -188,7 +188,7 @@ class HeadLearner:
         if args.contrastive_score_scale == "group":
             score_PG = scaled_in_group(score_PG, is_scored_PG)
         reward_PG = agreement_reward(score_PG, correct_PG, **settings)
-        is_cut_PG = (reward_PG - args.contrastive_reward_offset).abs() >= -args.contrastive_reward_floor
+        is_cut_PG = (weight * score_PG).abs() >= -args.contrastive_reward_floor
         return reward_PG, is_scored_PG, is_cut_PG
 
     def _calibrated(self, reward_PG, is_paid_PG, steps_PG, figures: dict[str, float]) -> torch.Tensor:

@@ -8,6 +8,8 @@ import torch
 from tiny_models import letters_reward, tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
 
 from clipo_trl import CLIPOTrainer, contrastive_loss, contrastive_reward
+from clipo_trl.agreement import scaled_in_group
+from clipo_trl.beyond_the_paper_config import TOKEN_SCORES
 from clipo_trl.calibration import MEMORY, PRIOR_PAIRS, Calibration
 from clipo_trl.cli.run_plan import describe_clipo, plan_run
 from clipo_trl.metrics import sound_against_lucky
@@ -149,23 +151,29 @@ def test_an_unknown_step_checker_is_named(tmp_path):
         train(tmp_path, contrastive_step_reward="steps")
 
 
-def test_calibration_pays_as_far_as_the_checked_rollouts_bear_it_out(tmp_path):
+@pytest.mark.parametrize("scale, atol", [(None, 1e-5), ("group", 1e-3)])  # rounding in units of 1e-4
+def test_calibration_pays_as_far_as_the_checked_rollouts_bear_it_out(tmp_path, scale, atol):
     """The reward is the plain one times a factor that the step checker's rollouts give, batch after batch."""
     settings = {"contrastive_reward_type": "agreement", "contrastive_step_reward": "short_reward"}
-    trainer = train(tmp_path, contrastive_calibration=True, contrastive_reward_weight=1.0, **settings)
+    settings |= {"contrastive_score_scale": scale, "contrastive_reward_weight": 1.0}
+    trainer = train(tmp_path, contrastive_calibration=True, **settings)
     logged = [row for row in trainer.state.log_history if "reward" in row]
     ranked = pairs = 0.0
     for row, seen in zip(logged, trainer.seen, strict=True):
         answers, steps = (column.view(-1, 8) for column in seen["rewards"].T)
         score = agreement_by_hand(seen["embeddings"], answers > 0)
-        plain = agreement_reward((score - score.nanmean(1, keepdim=True)).nan_to_num(), answers > 0, weight=1.0)
-        checked = score.isfinite() & steps.isfinite()
+        is_scored = score.isfinite()
+        score = (score - score.nanmean(1, keepdim=True)).nan_to_num()
+        if scale == "group":
+            score = scaled_in_group(score, is_scored)
+        plain = agreement_reward(score, answers > 0, weight=1.0)
+        checked = is_scored & steps.isfinite()
         now = sound_against_lucky(plain, checked & (steps > 0), checked & (steps <= 0)).tolist()
         if now[2]:
             ranked, pairs = MEMORY * ranked + now[0], MEMORY * pairs + now[2]
         trust = 2 * (ranked + PRIOR_PAIRS / 2) / (pairs + PRIOR_PAIRS) - 1
         assert row["contrastive/trust"] == pytest.approx(trust, abs=1e-4)
-        torch.testing.assert_close(seen["column"], row["contrastive/trust"] * plain.flatten(), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(seen["column"], row["contrastive/trust"] * plain.flatten(), atol=atol, rtol=1e-4)
     assert pairs > PRIOR_PAIRS
 
 
@@ -308,13 +316,17 @@ def test_scores_are_paid_in_standard_deviations(tmp_path, reward_type):
     plain = train(tmp_path / "plain", **settings, contrastive_reward_weight=1.0, contrastive_reward_floor=-100.0)
     scaled = train(tmp_path / "scaled", contrastive_score_scale="group", **settings, contrastive_reward_floor=-0.2)
     n_cut = n_paid = 0
-    for seen, other in zip(scaled.seen, plain.seen, strict=True):
+    floor_rewards = [row["contrastive/floor_rewards"] for row in scaled.state.log_history if "reward" in row]
+    for seen, other, share in zip(scaled.seen, plain.seen, floor_rewards, strict=True):
+        before = n_cut, n_paid
         for paid, score in zip(seen["column"].view(-1, 8), other["column"].view(-1, 8), strict=True):
             is_scored = score != 0
             deviation = score[is_scored].std() if is_scored.sum() > 1 else torch.tensor(1.0)
             expected = (0.2 * score / (deviation + 1e-4)).clamp(-0.2, 0.2)
             torch.testing.assert_close(paid, expected, atol=1e-3, rtol=1e-3)  # 1e-4: rounding
             n_paid, n_cut = n_paid + int(is_scored.sum()), n_cut + int((expected.abs() == 0.2).sum())
+        if reward_type in TOKEN_SCORES:  # which are never just 0, as is an embedding that stands alone
+            assert share == pytest.approx((n_cut - before[0]) / (n_paid - before[1]), abs=1e-4)
     assert n_paid > 20 and 0 < n_cut < n_paid
 
 
