@@ -15,6 +15,7 @@ from .math_accuracy import math_accuracy_reward
 from .multiple_choice import multiple_choice_reward
 from .overlong import soft_overlong_punishment
 from .pool import configure_pool
+from .sound_answer import right_with_sound_equations_reward
 from .verifiable import verifiable_reward
 from .verl_compatible import verl_boxed_reward, verl_compatible_reward
 
@@ -26,6 +27,7 @@ REWARD_FUNCS: dict[str, Callable[..., Sequence[float | None]]] = {
     "format": format_reward,
     "equation_steps": equation_steps_reward,
     "sound_equations": sound_equations_reward,
+    "right_with_sound_equations": right_with_sound_equations_reward,
     "verl_compatible": verl_compatible_reward,
     "verl_boxed": verl_boxed_reward,
 }
@@ -41,9 +43,10 @@ def get_reward_func(name: str, *, max_completion_length: int | None = None) -> C
 
     Args:
         name (`str`): `verifiable`, `math_accuracy`, `multiple_choice`, `format`, `equation_steps`,
-            `sound_equations`, `soft_overlong`, `verl_compatible`, `verl_boxed`; a name of TRL's GRPO script, which
-            gives TRL's own function: `accuracy_reward`, `reasoning_accuracy_reward`, `think_format_reward`,
-            `get_soft_overlong_punishment` (1,280 tokens, the last 256 of them punished, as there); or a dotted path.
+            `sound_equations`, `right_with_sound_equations`, `soft_overlong`, `verl_compatible`, `verl_boxed`; a name
+            of TRL's GRPO script, which gives TRL's own function: `accuracy_reward`, `reasoning_accuracy_reward`,
+            `think_format_reward`, `get_soft_overlong_punishment` (1,280 tokens, the last 256 of them punished, as
+            there); or a dotted path.
         max_completion_length (`int`, *optional*): Longest completion in tokens; `soft_overlong` needs it.
 
     Raises:
@@ -86,6 +89,7 @@ __all__ = [
     "get_reward_func",
     "math_accuracy_reward",
     "multiple_choice_reward",
+    "right_with_sound_equations_reward",
     "soft_overlong_punishment",
     "sound_equations_reward",
     "verifiable_reward",

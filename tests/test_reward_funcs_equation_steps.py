@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks import equation_steps as benchmark
-from reward_funcs import equation_steps_reward, find_equations, get_reward_func, sound_equations_reward
+from reward_funcs import (
+    equation_steps_reward,
+    find_equations,
+    get_reward_func,
+    right_with_sound_equations_reward,
+    sound_equations_reward,
+)
 from reward_funcs.equation_steps import MAX_EXPONENT
 
 
@@ -179,6 +185,32 @@ def test_shares_and_soundness():
     assert equation_steps_reward(messages) == equation_steps_reward(texts)
     assert get_reward_func("equation_steps") is equation_steps_reward
     assert get_reward_func("sound_equations") is sound_equations_reward
+
+
+def test_right_answers_are_paid_for_equations_that_hold():
+    box = r" \boxed{7}"
+    texts = ["3 + 4 = 7" + box, "3 + 4 = 7, 2 * 2 = 5" + box, "7" + box, "3 + 4 = 7" + box, "3 + 4 = 7, or 8", "no"]
+    solution = ["7", "7", "7", "8", "7", "7"]
+    logged = []
+    columns = {"solution": solution, "log_metric": lambda name, value: logged.append((name, value))}
+    assert right_with_sound_equations_reward(texts, **columns) == [1, 0, 0, 0, 0, 0]
+    assert ("reward_checks/equations", 5 / 6) in logged  # if it falls, the policy stops writing them
+    messages = [[{"role": "assistant", "content": text}] for text in texts]
+    assert right_with_sound_equations_reward(messages, solution=solution) == [1, 0, 0, 0, 0, 0]
+    # a row without a gold; the table's column of answers is that of the accuracy reward, not twice in it
+    assert right_with_sound_equations_reward(texts[:2], solution=[None, "7"], log_extra=None) == [None, 0]
+    shown = []
+    right_with_sound_equations_reward(texts, solution=solution, log_extra=lambda *column: shown.append(column))
+    assert shown == []
+    assert get_reward_func("right_with_sound_equations") is right_with_sound_equations_reward
+
+
+def test_another_reward_may_say_whether_the_answer_is_right():
+    def half_right(completions, gold, **kwargs):
+        return [0.5 if one in text else 0.0 for text, one in zip(completions, gold, strict=True)]
+
+    texts = ["3 + 4 = 7", "3 + 4 = 8"]
+    assert right_with_sound_equations_reward(texts, half_right, gold=["7", "8"]) == [0.5, 0]
 
 
 def test_repeating_an_equation_does_not_raise_the_share():

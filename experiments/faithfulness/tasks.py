@@ -11,6 +11,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+import reward_funcs
 from reward_funcs import sound_equations_reward
 
 from .. import chain, word_problems
@@ -78,11 +79,11 @@ class Task:
         return {name: self.build(size, seed, split="test", **variant) for name, variant in self.variants.items()}
 
 
-def right_with_sound_equations_reward(completions: list, problem: list[str], **kwargs) -> list[float]:
-    """1 for a right answer whose equations hold, all of them and one at least; else 0. That needs no label for the
-    steps. Paid for equations alone, a policy writes fewer of them, and easier ones."""
-    right, sound = word_problems.answer_reward(completions, problem), sound_equations_reward(completions)
-    return [answer * (holds or 0.0) for answer, holds in zip(right, sound, strict=True)]
+def right_with_sound_equations_reward(completions: list, problem: list[str], **kwargs) -> list[float | None]:
+    """[`reward_funcs.right_with_sound_equations_reward`] of word problems."""
+    return reward_funcs.right_with_sound_equations_reward(
+        completions, accuracy_reward=word_problems.answer_reward, problem=problem
+    )
 
 
 def sample_groups(prompts: list[Any], trainer: Any) -> dict[str, Any]:
