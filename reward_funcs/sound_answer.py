@@ -15,11 +15,12 @@ def right_with_sound_equations_reward(
     **kwargs,
 ) -> list[float | None]:
     """
-    The reward for the answer where all equations of the completion hold and there is at least one; 0.0 elsewhere.
+    The reward for the answer, if it is above 0, all equations of the completion hold and there is at least one; else
+    0.0.
 
     To be paid beside the answer's own reward: of right rollouts those whose arithmetic is sound get more. No label of
-    the steps is needed. Paid for equations beside wrong answers too, a policy writes fewer of them; here it gains
-    nothing by leaving them out. See [`sound_equations_reward`] for what is checked, and what is not.
+    the steps is needed. Nothing is gained by equations beside wrong answers, or by leaving all of them out; leaving
+    out the one in doubt does pay. See [`sound_equations_reward`] for what is checked, and what is not.
 
     Args:
         completions (`list[str]` or `list[list[dict]]`): Completions, plain or conversational.
@@ -33,4 +34,7 @@ def right_with_sound_equations_reward(
     """
     right = accuracy_reward(completions=completions, log_metric=log_metric, **kwargs)
     sound = sound_equations_reward(completions, log_metric)
-    return [None if one is None else one * (holds or 0.0) for one, holds in zip(right, sound, strict=True)]
+    return [
+        None if one is None else float(one) if one > 0 and holds else 0.0
+        for one, holds in zip(right, sound, strict=True)
+    ]

@@ -207,10 +207,10 @@ def test_right_answers_are_paid_for_equations_that_hold():
 
 def test_another_reward_may_say_whether_the_answer_is_right():
     def half_right(completions, gold, **kwargs):
-        return [0.5 if one in text else 0.0 for text, one in zip(completions, gold, strict=True)]
+        return [0.5 if one in text else -1.0 for text, one in zip(completions, gold, strict=True)]
 
-    texts = ["3 + 4 = 7", "3 + 4 = 8"]
-    assert right_with_sound_equations_reward(texts, half_right, gold=["7", "8"]) == [0.5, 0]
+    texts = ["3 + 4 = 7", "3 + 4 = 8", "3 + 4 = 7", "7"]  # wrong answers get the same with equations and without
+    assert right_with_sound_equations_reward(texts, half_right, gold=["7", "8", "8", "8"]) == [0.5, 0, 0, 0]
 
 
 def test_repeating_an_equation_does_not_raise_the_share():
