@@ -365,6 +365,13 @@ CASES = {
     "dynamic_one_side": {"dynamic_sampling": True, "reward": second_half, "n_rollouts": 16},
     "dynamic_none": {"dynamic_sampling": True, "reward": never, "dynamic_sampling_max_attempts": 3},
     "dynamic_long": {**LONG, "dynamic_sampling": True},
+    "continuous_batching": {
+        "bf16": True,
+        "use_transformers_continuous_batching": True,
+        "transformers_continuous_batching_config": {"block_size": 32, "num_blocks": 16, "max_batch_tokens": 64},
+        "trainer_class": Recording,
+    },
+    "bf16_full_eval": {"bf16_full_eval": True},
     "accuracy": {"reward": first_prompt, "per_device_eval_batch_size": 1, "num_generations_eval": 1},
     "hang": {"reward": sleeps},
     "rounded_head": {**LONG, "trainer_class": RoundedHead},
@@ -462,6 +469,9 @@ def run(backend: str, output_dir, case: str) -> dict:
     trainer = make_trainer(backend, folder, **CASES[case])
     if case == "accuracy":  # three questions on two processes: the last batch is filled up
         return {"metrics": trainer.evaluate(tiny_dataset(3))}
+    if case == "bf16_full_eval":  # of a policy that trains on
+        trainer.train()
+        trainer.evaluate(tiny_dataset(4))
     try:
         trainer.train(resume_from_checkpoint=True if in_run else checkpoint)
     except RuntimeError as error:

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny_models import tiny_model
 
 
 pytestmark = pytest.mark.slow  # several processes, launched for each backend
@@ -41,7 +42,8 @@ CASES = {
     "fsdp2": ["decode", "forward", "fused", "mean", "likelihood", "one_group", "no_group", "warmup", "images_forward"],
 }
 MORE_CASES = {
-    "ddp": ["wide", "accuracy", "rounded_head", "other_head", "other_head_at_save", *RESUMED, "whole@killed_in_save"],
+    "ddp": ["continuous_batching", "bf16_full_eval"]
+    + ["wide", "accuracy", "rounded_head", "other_head", "other_head_at_save", *RESUMED, "whole@killed_in_save"],
     "zero2": [],
     "zero3": [*RESUMED, "whole@killed_in_step"],
     "fsdp2": RESUMED,
@@ -238,6 +240,16 @@ def test_resumed_runs_are_the_uninterrupted_run(backend, case, launched):
     assert whole[0]["log"][0]["loss"] == 0  # a frozen warm-up is part of it
     for here, there in zip(launched(backend)(case), whole, strict=True):
         assert_same_run(here, there)
+
+
+@pytest.mark.parametrize("case", ["continuous_batching", "bf16_full_eval"])
+def test_copies_in_low_precision_leave_gradients_averaged(case, launched):
+    """A parameter that is cast and cast back loses the hook by which DDP averages its gradients."""
+    first, second = launched("ddp")(case)
+    for here, there in zip(first["weights"], second["weights"], strict=True):
+        assert here.dtype == torch.float32 and torch.equal(here, there)
+    start = list(tiny_model().parameters())
+    assert any((here - before).abs().max() > 1e-4 for here, before in zip(first["weights"], start, strict=True))
 
 
 def test_accuracy_does_not_count_what_fills_up_the_last_batch(launched):

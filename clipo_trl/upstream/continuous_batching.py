@@ -34,22 +34,32 @@ class ContinuousBatchingMixin(GRPOTrainerShape):
 @contextmanager
 def lowered_weights(model: torch.nn.Module, dtype: torch.dtype):
     """
-    While open, the float32 parameters of `model` are copies in `dtype`. Afterwards parameters and buffers are the very
-    tensors that they were, whoever cast them meanwhile. Sharded parameters (FSDP2, ZeRO-3) are left alone: there the
-    wrapper says what dtype is computed in.
+    While open, copies in `dtype` stand in the places of the float32 parameters of `model`. Afterwards parameters and
+    buffers are the very tensors that they were, whoever cast them meanwhile. Sharded parameters (FSDP2, ZeRO-3) are
+    left alone: there the wrapper says what dtype is computed in.
+
+    The parameters themselves are not touched: one whose `data` gets another dtype loses its gradient accumulator, and
+    with it the hook by which DDP averages gradients.
     """
-    kept = [
-        (parameter, parameter.data)
-        for parameter in model.parameters()
-        if parameter.dtype == torch.float32 and not isinstance(parameter, DTensor) and not hasattr(parameter, "ds_id")
+    places = [
+        (module, name, parameter)
+        for module in model.modules()
+        for name, parameter in module._parameters.items()
+        if parameter is not None
+        and parameter.dtype == torch.float32
+        and not isinstance(parameter, DTensor)
+        and not hasattr(parameter, "ds_id")
     ]
     buffers = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
+    copies: dict[torch.nn.Parameter, torch.nn.Parameter] = {}  # of tied parameters one
     try:
-        for parameter, data in kept:
-            parameter.data = data.to(dtype)
+        for module, name, parameter in places:
+            if parameter not in copies:
+                copies[parameter] = torch.nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
+            module._parameters[name] = copies[parameter]
         yield
     finally:
         for module, name, buffer in buffers:
             module._buffers[name] = buffer
-        for parameter, data in kept:
-            parameter.data = data
+        for module, name, parameter in places:
+            module._parameters[name] = parameter
