@@ -82,8 +82,17 @@ def load_checked(head: ContrastiveHead, path: str, argument: str) -> None:
 
 def save_state(checkpoint: str, learner: HeadLearner, warmup: Warmup) -> None:
     """What belongs to the head's learning, besides the head."""
-    state = {**learner.state_dict(), "warmup_start": warmup.start, "num_processes": learner.accelerator.num_processes}
+    state = {**learner.state_dict(), "warmup_start": warmup.start, "warmup_is_over": warmup.is_over}
+    state["num_processes"] = learner.accelerator.num_processes
     torch.save(state, os.path.join(checkpoint, STATE_NAME))
+
+
+def began_with_a_warm_head(checkpoint: str) -> bool:
+    """Whether a checkpoint is of a run that left its warm-up out, told before it is loaded."""
+    path = os.path.join(checkpoint, STATE_NAME)
+    return os.path.exists(path) and torch.load(path, map_location="cpu", weights_only=True).get(
+        "warmup_is_over", False
+    )
 
 
 def load_state(checkpoint: str, learner: HeadLearner, warmup: Warmup, step: int) -> bool:

@@ -367,6 +367,13 @@ class CLIPOConfig(CLIPOConfigMixin, GRPOConfig):
 
 def warn_of_combinations(args: Any) -> None:
     """Warn of fields of a GRPO-shaped trainer's configuration that work, but hardly as meant when they meet."""
+    pays = args.contrastive_reward_weight > 0 and args.contrastive_reward_type == "loss"
+    if pays and args.contrastive_anchors == "incorrect":
+        logger.warning(
+            "`contrastive_anchors='incorrect'` gives correct rollouts no loss, and `contrastive_reward_type='loss'` pays none "
+            f"but theirs: the contrastive reward is the same for all, whatever `contrastive_reward_weight` "
+            f"({args.contrastive_reward_weight:g}) is. Anchor 'correct' or 'all', or pay another score."
+        )
     if args.multi_objective_aggregation == "normalize_then_sum" and args.contrastive_reward_weight > 0:
         logger.warning(
             "`multi_objective_aggregation='normalize_then_sum'` divides each reward by its own standard deviation: "

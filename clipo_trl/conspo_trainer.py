@@ -67,11 +67,11 @@ class ConSPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
         given["args"] = self._with_conspo_fields(given.get("args"), given.get("model"))
         super().__init__(**given)
         if not isinstance(self, CLIPOMixin):  # which has found them already
-            weights = dict(zip(self.reward_func_names, self.reward_weights.tolist(), strict=True))
+            names, weights = self.reward_func_names, self.reward_weights.tolist()
             step_reward = getattr(self.args, "contrastive_step_reward", None)  # of a configuration that has CLIPO's
-            self.success_rule = find_success_rule(weights, self.args.contrastive_success_rewards, step_reward)
+            self.success_rule = find_success_rule(names, weights, self.args.contrastive_success_rewards, step_reward)
             warn_of(self.success_rule, self.args.contrastive_success_threshold)
-            self._success_columns = [i for i, name in enumerate(weights) if name in self.success_rule.names]
+            self._success_columns = [i for i, name in enumerate(names) if name in self.success_rule.names]
 
     def _with_conspo_fields(self, args, model) -> ConSPOConfigMixin:
         if args is None:
@@ -124,7 +124,7 @@ class ConSPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
             valid_PG=valid_PG,
             temperature=self.args.conspo_temperature,
             margin=margin,
-            share_PG=self._shares(self._rewards_per_func, score_PG),
+            share_PG=self._shares(self._rewards_per_func, correct_PG & valid_PG),
         )
         # Rollouts, of all processes, a live group: see the head of this module.
         advantage_N = weight_PG.flatten() * len(score_N) / (~objective_P.isnan()).sum().clamp(min=1)
@@ -136,7 +136,7 @@ class ConSPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
             margin=margin, **conspo_metrics(score_PG, correct_PG & valid_PG, valid_PG, weight_PG, objective_P)
         )
 
-    def _shares(self, rewards_per_func: torch.Tensor, score_PG: torch.Tensor) -> torch.Tensor | None:
+    def _shares(self, rewards_per_func: torch.Tensor, right_PG: torch.Tensor) -> torch.Tensor | None:
         """What right rollouts count for, `(P, G)`: all the same."""
         return None
 
@@ -242,9 +242,10 @@ class CLIPOConSPOTrainer(ConSPOMixin, CLIPOMixin, GRPOTrainer):
                 "logged. Set it above 0 for right rollouts to count by their contrastive reward."
             )
 
-    def _shares(self, rewards_per_func: torch.Tensor, score_PG: torch.Tensor) -> torch.Tensor:
-        reward_PG = rewards_per_func[:, self._column].nan_to_num().view_as(score_PG)
-        return (self.args.conspo_contrastive_scale * reward_PG).exp()
+    def _shares(self, rewards_per_func: torch.Tensor, right_PG: torch.Tensor) -> torch.Tensor:
+        reward_PG = rewards_per_func[:, self._column].nan_to_num().view_as(right_PG)
+        exponent_PG = (self.args.conspo_contrastive_scale * reward_PG).masked_fill(~right_PG, -torch.inf)
+        return exponent_PG.softmax(1).nan_to_num()  # exp(k r) of right rollouts, whatever k is; no right one: zeros
 
 
 def _loss_mask(batch: dict[str, torch.Tensor]) -> torch.Tensor:

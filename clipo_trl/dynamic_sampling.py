@@ -232,8 +232,8 @@ class DynamicSamplingMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatching
 
     def _find_spread_columns(self) -> list[int]:
         """Columns of the verifiable rewards; see `dynamic_sampling_rewards`."""
-        columns = {name: i for i, name in enumerate(self.reward_func_names) if name not in self._not_verifiable}
-        weights = {name: self.reward_weights[column].item() for name, column in columns.items()}
+        columns = {i: name for i, name in enumerate(self.reward_func_names) if name not in self._not_verifiable}
+        weights = self.reward_weights[list(columns)].tolist()
         of_clipo: SuccessRule | None = getattr(self, "success_rule", None)
         wanted = self.args.dynamic_sampling_rewards
         rule = of_clipo if wanted is None else None
@@ -242,14 +242,14 @@ class DynamicSamplingMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatching
             step_reward = getattr(self.args, "contrastive_step_reward", None)
             named = getattr(self.args, "contrastive_success_rewards", None) if wanted is None else wanted
             argument = "contrastive_success_rewards" if wanted is None else "dynamic_sampling_rewards"
-            rule = find_success_rule(weights, named, step_reward, argument=argument)
+            rule = find_success_rule(list(columns.values()), weights, named, step_reward, argument=argument)
         if rule.choice == "all" and of_clipo is None:
             logger.warning(
                 f"`dynamic_sampling` keeps the groups in which the weighted sum of ALL rewards, {' + '.join(rule.names)}, has a spread: a "
                 "reward for its length or format alone can keep a group whose answers are all right or all wrong. Name the rewards "
                 f"that tell whether the answer is right, for example `dynamic_sampling_rewards=[{rule.names[0]!r}]`."
             )
-        return [columns[name] for name in rule.names]
+        return [i for i, name in columns.items() if name in rule.names]
 
     # ------------------------------------------------------------------ a generation batch
 

@@ -261,7 +261,10 @@ def evaluation_of_training(trainer: "CLIPOMixin") -> Evaluation:
         if step is not None and entry.get("step") != step:
             continue
         for key, value in entry.items():
-            if match := re.fullmatch(r"eval_(?:(.+)_)?rewards/([^/]+)/mean", key):
+            match = re.fullmatch(r"eval_(?:(.+)_)?rewards/([^/]+)/mean", key)
+            if (
+                match and isinstance(value, int | float) and value == value
+            ):  # a reward may have nothing to say of a set
                 found[match[1] or "test set", match[2]] = (entry["step"], value)
     for (test_set, reward), (at, value) in found.items():
         rows.append((test_set, f"`{reward}`", f"{value:.4f}", f"{at:,.0f}"))

@@ -19,7 +19,7 @@ from accelerate.logging import get_logger
 from trl import GRPOConfig, GRPOTrainer
 
 from .capture import StateSource, choose_capture_mode, rollouts_are_scored, trl_scores_rollouts
-from .checkpoint import load_checked, load_state, save_state
+from .checkpoint import began_with_a_warm_head, load_checked, load_state, save_state
 from .completions_table import table_columns
 from .config import CLIPOConfig, CLIPOConfigMixin, warn_of_combinations
 from .dynamic_sampling import DynamicSamplingMixin
@@ -152,20 +152,20 @@ class CLIPOMixin(ScoringMixin, SharingMixin, DynamicSamplingMixin):
             raise ValueError(
                 f"A reward function is named {contrastive.__name__!r}, the name of CLIPO's own column. Rename it."
             )
-        weights = dict(zip(names.values(), self.reward_weights[list(names)].tolist(), strict=True))
-        args = self.args
-        self.success_rule = find_success_rule(weights, args.contrastive_success_rewards, args.contrastive_step_reward)
+        weights, args = self.reward_weights[list(names)].tolist(), self.args
+        self.success_rule = find_success_rule(
+            list(names.values()), weights, args.contrastive_success_rewards, args.contrastive_step_reward
+        )
         warn_of(self.success_rule, args.contrastive_success_threshold)
         return [column for column, name in names.items() if name in self.success_rule.names]
 
     def _find_step_column(self) -> int | None:
         """Column of the reward function that checks the steps, if there is one."""
         name = self.args.contrastive_step_reward
-        names: dict[str | None, int] = {
-            other: column for column, other in enumerate(self.reward_func_names) if column != self._column
-        }
-        check_step_reward(name, names)
-        return names.get(name)
+        check_step_reward(
+            name, [other for column, other in enumerate(self.reward_func_names) if column != self._column]
+        )
+        return None if name is None else self.reward_func_names.index(name)
 
     def _make_head(self, hidden_size: int) -> ContrastiveHead:
         args, head = self.args, self._saved_head
@@ -309,9 +309,13 @@ class CLIPOMixin(ScoringMixin, SharingMixin, DynamicSamplingMixin):
             self.warmup.delay(scheduler)
         return scheduler
 
+    def _begin_run(self, checkpoint: str | None) -> None:
+        n_batches = self.head_learner.n_batches
+        is_another = n_batches > 0 and not self.warmup.has_batch(n_batches)  # run of this trainer
+        self.warmup.is_over = is_another if checkpoint is None else began_with_a_warm_head(checkpoint)
+        super()._begin_run(checkpoint)
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        if not resume_from_checkpoint and not self.warmup.has_batch(self.head_learner.n_batches):
-            self.warmup.frozen_steps = 0  # another run of the same trainer: the head is warm
         if self.use_vllm:
             self._last_loaded_step = -1  # steps are counted afresh, and so says nothing of the engine's weights
         return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -353,7 +357,11 @@ class CLIPOMixin(ScoringMixin, SharingMixin, DynamicSamplingMixin):
             save_state(output_dir, self.head_learner, self.warmup)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        self._save_head(self.args.output_dir)  # the parent copies the files that it knows from the checkpoint
+        upload = getattr(self, "push_in_progress", None)  # of the main process
+        if (
+            self.args.hub_always_push or upload is None or upload.is_done()
+        ):  # else it reads the folder, and none follows
+            self._save_head(self.args.output_dir)  # the parent copies the files that it knows from the checkpoint
         super()._push_from_checkpoint(checkpoint_folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -378,6 +386,8 @@ class CLIPOMixin(ScoringMixin, SharingMixin, DynamicSamplingMixin):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
+        if self.use_vllm:
+            self._last_loaded_step = -1  # the engine has the weights of the last step
         best = self.state.best_model_checkpoint
         if best is not None and os.path.isdir(os.path.join(best, HEAD_FOLDER)):
             load_checked(self.contrastive_head, best, "load_best_model_at_end")

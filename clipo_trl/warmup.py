@@ -52,15 +52,20 @@ class Warmup:
         num_prompts (`int`, *optional*): prompts of the training set. Default: unknown.
 
     Attributes:
-        frozen_steps (`int`): optimizer steps that the policy waits for.
         start (`int`): optimizer step at which the warm-up began; not 0 where a run of plain GRPO goes on with CLIPO.
+        is_over (`bool`): the head was warm before the run's first step: no step of it is frozen.
     """
 
     def __init__(self, args: CLIPOArguments, num_prompts: int | None = None):
         self.args, self.num_prompts = args, num_prompts
-        self.start = 0
+        self.start, self.is_over = 0, False
         freezes = args.contrastive_warmup_policy == "frozen"
-        self.frozen_steps = steps_of_batches(args.contrastive_warmup_steps, args, num_prompts) if freezes else 0
+        self._planned = steps_of_batches(args.contrastive_warmup_steps, args, num_prompts) if freezes else 0
+
+    @property
+    def frozen_steps(self) -> int:
+        """Optimizer steps that the policy waits for."""
+        return 0 if self.is_over else self._planned
 
     def has_batch(self, n_before: int) -> bool:
         """Whether the generation batch that `n_before` others came before belongs to the warm-up."""

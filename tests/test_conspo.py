@@ -529,7 +529,28 @@ def test_other_rewards_do_not_decide(tmp_path):
     assert rows(trainer)[0]["conspo/live_groups"] > 0
 
 
+def test_rewards_that_share_a_name_all_decide(tmp_path):
+    rewards = [lambda completions, **kwargs: [1.0] * len(completions), lambda completions, **kwargs: [0.0]]
+    assert make(tmp_path, reward_funcs=rewards)._success_columns == [0, 1]
+
+
 # ---------------------------------------------------------------------- with CLIPO
+
+
+def test_a_large_scale_pays_the_best_right_rollout_alone(tmp_path):
+    """Whatever the scale, a group's right rollouts share one weight: exp(-150) is 0 in float32, for all of them."""
+    trainer = make(tmp_path, CLIPOConSPOTrainer, conspo_contrastive_scale=3.0)
+    reward = torch.tensor([[-0.5, -0.4, 0.0, -0.3], [0.0, 0.0, 0.0, 0.0]])
+    right = torch.tensor([[True, True, False, False], [False] * 4])
+    columns = torch.zeros(8, trainer._column + 1)
+    columns[:, trainer._column] = reward.flatten()
+    share = trainer._shares(columns, right)
+    exact = (3.0 * reward.double()).exp() * right
+    torch.testing.assert_close(
+        share.double(), exact / exact.sum(1, keepdim=True).clamp(min=1e-9), atol=1e-6, rtol=1e-6
+    )
+    trainer.args.conspo_contrastive_scale = 3000.0
+    assert torch.equal(trainer._shares(columns, right), torch.tensor([[0.0, 1, 0, 0], [0] * 4]))
 
 
 def test_without_a_scale_or_a_weight_it_is_conspo_bit_for_bit(tmp_path, caplog):

@@ -223,6 +223,12 @@ def test_clipo_too(tmp_path, monkeypatch):
     assert same(weights(without.contrastive_head), weights(dynamic.contrastive_head))
 
 
+def test_rewards_that_share_a_name_all_decide(tmp_path):
+    rewards = [lambda completions, **kwargs: [1.0, 0.0] * (len(completions) // 2)] * 2
+    trainer = train(tmp_path, reward=rewards, max_steps=1)
+    assert trainer._find_spread_columns() == [0, 1]
+
+
 def test_off_it_is_not_there(tmp_path):
     grpo, dapo = train(tmp_path, GRPOTrainer), train(tmp_path, dynamic_sampling=False)
     assert same(weights(grpo.model), weights(dapo.model))

@@ -1,6 +1,7 @@
 """`evaluate.py` end to end: true scores on synthetic completions, runs that are killed and go on, adapters, two
 models."""
 
+import asyncio
 import json
 import logging
 import os
@@ -407,6 +408,25 @@ def letters(completions, question=None, **kwargs) -> list[float | None]:
     """Stands for a checker of steps, which gives nothing for one question."""
     texts = [completion[-1]["content"] for completion in completions]
     return [None if i < 4 else float(text[:1].isalpha()) for i, text in enumerate(texts)]
+
+
+async def asks_for_all(completions, solution, trainer_state, log_extra, log_metric, **kwargs) -> list[float]:
+    """A reward, or a checker of steps, that takes what TRL gives one."""
+    log_extra("lengths", [len(completion[-1]["content"]) for completion in completions])
+    log_metric("mine", 1.0)
+    assert trainer_state.global_step == 0 and len(solution) == len(completions)
+    await asyncio.sleep(0)
+    return even_length(completions)
+
+
+def test_rewards_are_called_as_in_training(run, tmp_path):
+    run("--step_reward test_evaluate_script.even_length")
+    records = (tmp_path / "out" / "sums.jsonl").read_text()
+    told = (tmp_path / "out" / "agreement" / "sums.jsonl").read_text()
+    run(f"--output_dir {tmp_path / 'all'} --step_reward test_evaluate_script.asks_for_all "
+        "--reward_func test_evaluate_script.asks_for_all")  # fmt: skip
+    assert (tmp_path / "all" / "sums.jsonl").read_text() == records
+    assert (tmp_path / "all" / "agreement" / "sums.jsonl").read_text() == told
 
 
 @pytest.fixture

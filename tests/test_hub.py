@@ -2,6 +2,7 @@
 
 import io
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -96,6 +97,14 @@ def test_a_head_alone(tmp_path, hub):
     tiny_model().save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     assert RolloutEmbedder.from_pretrained(tmp_path, head="me/head", device="cpu")(["hi"], ["a"]).shape == (1, 8)
+
+
+def test_the_head_is_left_alone_while_an_upload_reads_it(tmp_path, hub):
+    trainer = make(tmp_path / "out", max_steps=1, **PUSH | {"hub_always_push": False})
+    for busy in (True, False):
+        trainer.push_in_progress = SimpleNamespace(is_done=lambda busy=busy: not busy, jobs=[])
+        trainer._push_from_checkpoint(str(tmp_path))
+        assert (tmp_path / "out" / HEAD_FOLDER).is_dir() is not busy
 
 
 # ---------------------------------------------------------------------- faults

@@ -139,6 +139,25 @@ def test_the_best_model_has_its_own_evaluation(trained):
         trained.state.best_global_step, trained.args.load_best_model_at_end = None, False
 
 
+def test_a_reward_that_says_nothing_of_a_test_set_is_left_out(tmp_path):
+    """The card is written with every checkpoint: it must not end the run."""
+
+    def of_training_alone(completions, **kwargs):
+        return [None if trainer.model.training is False else 1.0] * len(completions)
+
+    settings = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    rewards = [letters_reward, of_training_alone]
+    trainer = make(tmp_path, reward_funcs=rewards, trainer_kwargs={"eval_dataset": tiny_dataset(4)}, **settings)
+    trainer.train()
+    assert any(row.get("eval_rewards/of_training_alone/mean", 0) is None for row in trainer.state.log_history)
+    text = (
+        (tmp_path / "checkpoint-1" / "README.md").read_text()
+        if (tmp_path / "checkpoint-1" / "README.md").exists()
+        else (tmp_path / "README.md").read_text()
+    )
+    assert "| test set | `letters_reward` |" in text and "| test set | `of_training_alone` |" not in text
+
+
 def test_a_grpo_trainers_card_stays_trls(tmp_path):
     card = card_of(make(tmp_path, GRPOTrainer), model_name="plain")
     assert "This model is a fine-tuned version" in card.text and model_card.TRL_CITATION in card.text

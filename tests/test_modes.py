@@ -262,6 +262,19 @@ def test_another_run_of_the_same_trainer_does_not_warm_up_again(make):
     assert not torch.equal(before["lm_head.weight"], trainer.model.state_dict()["lm_head.weight"])
 
 
+def test_the_engine_gets_the_best_model(make):
+    """It is loaded at the end, when the engine has the last step's weights, and the step says nothing of them."""
+    trainer = make("vllm", "fp32", max_steps=2, load_best_model_at_end=True, eval_strategy="steps", eval_steps=1,
+                   save_strategy="steps", save_steps=1)  # fmt: skip
+    syncs = []
+    sync = trainer.vllm_generation.sync_weights
+    trainer.vllm_generation.sync_weights = lambda: syncs.append(trainer.state.global_step) or sync()
+    trainer.train()
+    syncs.clear()
+    trainer.predict(tiny_dataset(2))
+    assert syncs == [2]
+
+
 def test_the_page_names_these_tests():
     page = (Path(__file__).parents[1] / "docs" / "modes.md").read_text()
     rows = [row.strip("| ").split(" | ") for row in page.splitlines() if re.match(r"\| [a-z_]+ \| (fp|bf)", row)]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from clipo_trl.success import SuccessRule, find_success_rule
+from clipo_trl.success import SuccessRule, check_step_reward, find_success_rule
 
 
 @pytest.mark.parametrize(
@@ -24,20 +24,34 @@ from clipo_trl.success import SuccessRule, find_success_rule
 )
 def test_rule(weights, wanted, step_reward, expected):
     names, choice = expected
-    assert find_success_rule(weights, wanted, step_reward) == SuccessRule(names or list(weights), choice)
+    assert find_success_rule(list(weights), list(weights.values()), wanted, step_reward) == SuccessRule(
+        names or list(weights), choice
+    )
 
 
 @pytest.mark.parametrize("wanted", [[], ["other"], "mine"])
 def test_names_that_are_not_there(wanted):
     with pytest.raises(ValueError, match=r"contrastive_success_rewards.*Choose from \['mine'\]"):
-        find_success_rule({"mine": 1.0}, wanted, None)
+        find_success_rule(["mine"], [1.0], wanted, None)
 
 
 def test_weights_that_decide_nothing():
     with pytest.raises(ValueError, match="weigh 0"):
-        find_success_rule({"mine": 0.0, "format": 1.0}, ["mine"], None)
+        find_success_rule(["mine", "format"], [0.0, 1.0], ["mine"], None)
 
 
 def test_a_name_that_is_nearly_right_is_told():
     with pytest.raises(ValueError, match=r"Choose from \['my_reward', 'short'\]. Did you mean 'my_reward'\?"):
-        find_success_rule({"my_reward": 1.0, "short": 1.0}, ["my_rewards"], None)
+        find_success_rule(["my_reward", "short"], [1.0, 1.0], ["my_rewards"], None)
+
+
+def test_functions_that_share_a_name_decide_together():
+    """Two lambdas, say: they are two, and the second one's weight is not the first one's."""
+    rule = find_success_rule(["<lambda>", "<lambda>"], [1.0, 0.0], None, None)
+    assert rule == SuccessRule(["<lambda>", "<lambda>"], "all")
+    assert find_success_rule(["part", "mine", "part"], [0.0, 1.0, 1.0], ["part"], None).choice == "named"
+    with pytest.raises(ValueError, match="weigh 0"):
+        find_success_rule(["part", "mine", "part"], [0.0, 1.0, 0.0], ["part"], None)
+    with pytest.raises(ValueError, match="`contrastive_step_reward` is 'part', the name of 2 reward functions"):
+        check_step_reward("part", ["part", "mine", "part"])
+    check_step_reward("mine", ["part", "mine", "part"])

@@ -62,6 +62,19 @@ def run(model_path, rows_path, tmp_path):
     return run
 
 
+def test_paths_from_home(run, rows_path, tmp_path, monkeypatch):
+    """A file is found to be one, a checkpoint and a head are found."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "train.jsonl").write_text(Path(rows_path).read_text())
+    with pytest.raises(UsageError, match="is one file, without a test split"):
+        run("--dataset_name ~/train.jsonl --eval_strategy steps --eval_steps 1")
+    run("--dataset_name ~/train.jsonl --max_steps 1 --save_strategy steps --save_steps 1")
+    assert "datasets/" not in (tmp_path / "out" / "README.md").read_text().partition("\n#")[0]
+    head = "--contrastive_head_path ~/out --output_dir ~/other"
+    trainer = run(f"{head} --resume_from_checkpoint ~/out/checkpoint-1 --max_steps 2")
+    assert trainer.state.global_step == 2 and trainer.args.contrastive_head_path == str(tmp_path / "out")
+
+
 def logged(trainer: CLIPOTrainer, metric: str) -> list[float]:
     return [entry[metric] for entry in trainer.state.log_history if metric in entry]
 

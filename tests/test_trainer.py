@@ -329,7 +329,7 @@ def test_a_success_reward_that_does_not_exist(tmp_path, wanted):
 
 def test_success_rewards_that_all_weigh_nothing(tmp_path):
     settings = {"reward_weights": [0.0, 1.0], "contrastive_success_rewards": ["letters_reward"]}
-    with pytest.raises(ValueError, match="contrastive_success_rewards.*'letters_reward': 0.0"):
+    with pytest.raises(ValueError, match=r"contrastive_success_rewards.*\[0.0, 1.0\]"):
         make(tmp_path, reward_funcs=[letters_reward, length_reward], **settings)
 
 
@@ -549,6 +549,21 @@ def test_every_option_reaches_the_reward(tmp_path, settings):
     assert not torch.allclose(before, after)
 
 
+def test_rewards_that_share_a_name_all_decide(tmp_path, caplog):
+    def named_alike(reward):
+        reward.__name__ = "part"
+        return reward
+
+    rewards = [
+        named_alike(lambda completions, **kwargs: [0.0] * len(completions)),
+        named_alike(lambda completions, **kwargs: [1.0] * len(completions)),
+    ]
+    trainer = make(tmp_path, reward_funcs=rewards)
+    assert trainer._success_columns == [0, 1] and trainer.success_rule.choice == "all"
+    assert "Some share a name" in caplog.text
+    make(tmp_path, reward_funcs=rewards, reward_weights=[1.0, 0.0])  # the first one decides
+
+
 def test_offset_and_floor_reach_the_reward(tmp_path):
     trainer = make(tmp_path, max_steps=1, contrastive_reward_offset=0.1, contrastive_reward_floor=-0.05)
     trainer.train()
@@ -664,3 +679,32 @@ def test_a_reward_that_bears_the_columns_name_is_refused(tmp_path):
 
     with pytest.raises(ValueError, match="Rename"):
         make(tmp_path, reward_funcs=contrastive)
+
+
+def test_the_best_model_of_test_sets_with_names(tmp_path):
+    """They have no plain `eval_reward`, which the run would end for at its first evaluation."""
+    settings = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps"}
+    settings |= {"save_steps": 1, "max_steps": 1}
+    two = {"easy": tiny_dataset(4), "hard": tiny_dataset(4)}
+    trainer = make(tmp_path, trainer_kwargs={"eval_dataset": two}, **settings)
+    with pytest.raises(ValueError, match="`metric_for_best_model` is 'reward'.*eval_easy_reward, eval_hard_reward"):
+        trainer.train()
+    trainer = make(tmp_path, trainer_kwargs={"eval_dataset": {"easy": two["easy"]}}, **settings)
+    trainer.train()
+    assert trainer.state.best_metric is not None and trainer.args.metric_for_best_model == "eval_easy_reward"
+    for metric in ("eval_hard_reward", "hard_reward", "eval_easy_rewards/letters_reward/mean"):
+        trainer = make(tmp_path, trainer_kwargs={"eval_dataset": two}, metric_for_best_model=metric, **settings)
+        trainer.train()
+        assert trainer.state.best_metric is not None
+
+
+def test_anchors_that_pay_nothing_are_told(tmp_path, caplog):
+    told = "`contrastive_anchors='incorrect'` gives correct rollouts no loss"
+    make(tmp_path, contrastive_anchors="incorrect", contrastive_reward_type="agreement")
+    make(tmp_path, contrastive_anchors="incorrect", contrastive_reward_weight=0.0)
+    make(tmp_path, contrastive_anchors="all")
+    assert told not in caplog.text
+    trainer = make(tmp_path, contrastive_anchors="incorrect", max_steps=1)
+    assert told in caplog.text
+    trainer.train()
+    assert advantages_and_columns(trainer)[1]["contrastive"].abs().max() == 0

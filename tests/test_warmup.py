@@ -173,3 +173,23 @@ def test_a_warm_up_made_shorter_on_resuming(tmp_path, model_path, caplog):
         resumed = run(0, str(tmp_path / f"checkpoint-{step}"))
         assert resumed.learned == list(range(step, 6)) and resumed.state.log_history[-2]["kl"] > 0
         assert ("they are made again" in caplog.text) == waiting
+
+
+def test_another_run_of_a_trainer_goes_on_elsewhere_without_a_warm_up(tmp_path):
+    """Its checkpoints say that the head was warm when it began."""
+    settings = {"save_strategy": "steps", "save_steps": 1, "contrastive_warmup_steps": 3, "max_steps": 6}
+    whole = make(tmp_path, **settings)
+    whole.train()
+    whole.train()
+    resumed = make(tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert not resumed.warmup.freezes(1)
+    assert same(weights(resumed.model), weights(whole.model))
+    assert [row["learning_rate"] for row in rows(resumed)] == [row["learning_rate"] for row in rows(whole)]
+    # one trainer may do both: a run of its own again, and one that goes on in a warm-up
+    resumed.train()
+    assert resumed.warmup.frozen_steps == 0
+    again = make(tmp_path / "again", **settings)
+    again.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "again" / "checkpoint-1"))
+    assert resumed.warmup.frozen_steps == 3 and same(weights(resumed.model), weights(again.model))

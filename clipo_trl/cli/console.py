@@ -54,9 +54,9 @@ def accuracy_metric(trainer: Any) -> str | None:
     """The metric that tells the share of correct rollouts; `None` where no single one does."""
     if isinstance(trainer, CLIPOMixin):
         return "contrastive/correct_rollouts"
-    weights = dict(zip(trainer.reward_func_names, trainer.reward_weights.tolist(), strict=True))
+    names, weights = trainer.reward_func_names, trainer.reward_weights.tolist()
     try:
-        rule = find_success_rule(weights, getattr(trainer.args, "contrastive_success_rewards", None), None)
+        rule = find_success_rule(names, weights, getattr(trainer.args, "contrastive_success_rewards", None), None)
     except ValueError:  # of a field that has no effect without CLIPO
         return None
     return f"rewards/{rule.names[0]}/mean" if len(rule.names) == 1 else None

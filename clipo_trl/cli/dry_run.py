@@ -97,8 +97,7 @@ def preview_of(
     if script_args.contrastive:
         step_reward = args.contrastive_step_reward
         check_step_reward(step_reward, names)
-        weighted = dict(zip(names, weights, strict=True))
-        rule = find_success_rule(weighted, args.contrastive_success_rewards, step_reward)
+        rule = find_success_rule(names, weights, args.contrastive_success_rewards, step_reward)
         hidden = model.config.get_text_config().hidden_size
         resolved, head = resolve_saved_head(args)
         if head is None:

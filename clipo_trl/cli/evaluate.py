@@ -58,6 +58,7 @@ from .evaluation_tables import (
     summarise,
 )
 from .parsing import parse
+from .reward_call import call_reward
 from .sampling import SAMPLERS, Completion, Decoding, completion_seed
 
 
@@ -324,22 +325,17 @@ def score(
     """Records of a group of questions; `completions` are K for the first row, K for the second, and so on."""
     n_samples = len(completions) // len(questions)
     texts = tokenizer.batch_decode([completion.ids for completion in completions], skip_special_tokens=True)
-    columns = {name: [value for value in rows[name] for _ in range(n_samples)] for name in rows.column_names}
-    prompts = columns.pop("prompt")
-    rewards = reward_func(
-        prompts=prompts,
-        completions=[
-            text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-            for prompt, text in zip(prompts, texts, strict=True)
-        ],
-        completion_ids=[completion.ids for completion in completions],
+    rewards = call_reward(
+        reward_func,
+        rows,
+        texts,
         log_metric=lambda name, value: logger.warning(f"{name}: {value:g}") if value else None,
-        **columns,
+        completion_ids=[completion.ids for completion in completions],
     )
     records = []
     for row, question in enumerate(questions):
         samples = slice(row * n_samples, (row + 1) * n_samples)
-        prompt, solution = prompts[samples][0], columns["solution"][samples][0]
+        prompt, solution = rows[row]["prompt"], rows[row]["solution"]
         answers = [last_boxed(text) for text in texts[samples]]
         classes = answer_classes(answers, options_of(prompt))
         records.append(

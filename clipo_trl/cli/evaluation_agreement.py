@@ -22,6 +22,7 @@ from ..metrics import sound_against_lucky
 from .command_line import argument_errors
 from .evaluation_records import Record, write_text
 from .evaluation_tables import correct_samples
+from .reward_call import call_reward
 
 
 EMBEDDED_ROWS = 32  # completions embedded at a time, unless `batch_size` says otherwise
@@ -104,17 +105,10 @@ def _samples(record: Record):
 
 def step_rewards(records: list[Record], dataset: Dataset, step_reward: Callable) -> torch.Tensor:
     """Rewards of the checker of steps, `(Q, K)`; NaN where it gave none."""
-    n_samples = len(records[0]["completions"])
     rows = dataset.select([record["question"] for record in records])
-    columns = {name: [value for value in rows[name] for _ in range(n_samples)] for name in rows.column_names}
-    texts = [text for record in records for text in record["completions"]]
-    prompts = columns.pop("prompt")
-    completions = [
-        text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-        for prompt, text in zip(prompts, texts, strict=True)
-    ]
-    rewards = step_reward(prompts=prompts, completions=completions, **columns)
-    return torch.tensor([torch.nan if reward is None else float(reward) for reward in rewards]).view(-1, n_samples)
+    rewards = call_reward(step_reward, rows, [text for record in records for text in record["completions"]])
+    values = [torch.nan if reward is None else float(reward) for reward in rewards]
+    return torch.tensor(values).view(len(records), -1)
 
 
 def figures(correct_QK: torch.Tensor, found: Agreement | None, steps_QK: torch.Tensor | None) -> dict[str, Any]:

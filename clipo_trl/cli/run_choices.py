@@ -179,8 +179,8 @@ def explain_capture_mode(args: CLIPOArguments, shifts_with_left_padding: bool) -
 
 def explain_success(args: CLIPOArguments, functions: list[Callable]) -> str:
     names = [get_callable_name(function) for function in functions]
-    weighted = dict(zip(names, weights_of(args, names), strict=True))
-    rule = find_success_rule(weighted, args.contrastive_success_rewards, args.contrastive_step_reward)
+    weights = weights_of(args, names)
+    rule = find_success_rule(names, weights, args.contrastive_success_rewards, args.contrastive_step_reward)
     return describe_success(rule, args.contrastive_success_threshold) + JUDGES.get(rule.choice, "")
 
 

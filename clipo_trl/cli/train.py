@@ -279,17 +279,19 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ScriptArguments, CLI
             f"`suspicious_rollouts` is {script_args.suspicious_rollouts}, but `log_completions` is off, so there is no table to list "
             "them in. Add `log_completions: true`, or set `suspicious_rollouts` to 0."
         )
-    if model_args.model_name_or_path is not None:
-        model_args.model_name_or_path = os.path.expanduser(model_args.model_name_or_path)
     resume: Any = training_args.resume_from_checkpoint  # True from YAML is a bool, from the command line a word
     training_args.resume_from_checkpoint = {"true": True, "false": None}.get(str(resume).lower(), resume)
+    paths = (model_args, "model_name_or_path"), (script_args, "dataset_name"), (training_args, "contrastive_head_path")
+    for args, field_name in (*paths, (training_args, "resume_from_checkpoint")):
+        if isinstance(given := getattr(args, field_name, None), str):
+            setattr(args, field_name, os.path.expanduser(given))
     model_init_kwargs: dict[str, Any] = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
     }
-    given: Any = training_args.model_init_kwargs or {}  # `__post_init__` has read them, if they were JSON
-    training_args.model_init_kwargs = model_init_kwargs | given
+    own: Any = training_args.model_init_kwargs or {}  # `__post_init__` has read them, if they were JSON
+    training_args.model_init_kwargs = model_init_kwargs | own
     return script_args, training_args, model_args
 
 

@@ -99,6 +99,28 @@ class EvaluationMixin(GRPOTrainerShape):
             self._test_rewards = [*self._test_rewards, rewards_per_func]
         return rewards_per_func
 
+    # ------------------------------------------------------------------ the best model
+
+    def train(self, *args, **kwargs):
+        self._check_best_metric()
+        return super().train(*args, **kwargs)
+
+    def _check_best_metric(self) -> None:
+        """Test sets that have names give no plain `eval_reward`, for want of which a run would end at its first
+        evaluation."""
+        metric, sets = self.args.metric_for_best_model, self.eval_dataset
+        if metric is None or not isinstance(sets, dict) or self.args.eval_strategy == "no":
+            return
+        if f"eval_{metric.removeprefix('eval_')}".startswith(tuple(f"eval_{name}_" for name in sets)):
+            return
+        rewards = [f"eval_{name}_reward" for name in sets]
+        if metric.removeprefix("eval_") != "reward" or len(sets) > 1:
+            raise ValueError(
+                f"`metric_for_best_model` is {metric!r}, but test sets with names have metrics of their own. Choose one of them: "
+                f"{', '.join(rewards)}."
+            )
+        [self.args.metric_for_best_model] = rewards
+
     # ------------------------------------------------------------------ one test set
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):

@@ -43,7 +43,11 @@ class ExactResumeMixin(GRPOTrainerShape):
                 f"`resume_from_checkpoint` is {resume_from_checkpoint!r}, which is no checkpoint that was written to its "
                 f"end: its {TRAINER_STATE_NAME} is missing or cut off. Give an earlier one, or True for the last whole one."
             )
+        self._begin_run(str(resume_from_checkpoint) if resume_from_checkpoint else None)
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _begin_run(self, checkpoint: str | None) -> None:
+        """What a subclass has to do before a run that goes on from a checkpoint, a whole one, or begins afresh."""
 
     def _run_epoch(self, *args, **kwargs) -> None:
         if self.state.global_step < self.state.max_steps:
