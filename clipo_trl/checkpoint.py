@@ -14,6 +14,7 @@ The third is `upstream/exact_resume.py`'s: with it every step will do.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -54,6 +55,34 @@ def last_whole_checkpoint(output_dir: str) -> str | None:
             return steps[step]
         logger.warning(f"{steps[step]} is passed over: it was not written to its end.")
     return None
+
+
+def check_resume(
+    resume_from_checkpoint: str | bool | None,
+    output_dir: str,
+    find: Callable[[str], str | None] = last_whole_checkpoint,
+) -> str | None:
+    """
+    The folder of the checkpoint that a run goes on from, if it does; of `True` it is the one to `find` in
+    `output_dir`.
+
+    Raises:
+        `ValueError`: there is none, or it was not written to its end.
+    """
+    if resume_from_checkpoint is True:
+        found = find(output_dir)
+        if found is None:
+            raise ValueError(
+                f"`resume_from_checkpoint` is True, but there is no whole checkpoint in {output_dir!r} to go on from. "
+                "Leave it out to start afresh, or give the folder of a checkpoint."
+            )
+        return found
+    if resume_from_checkpoint and not is_whole(resume_from_checkpoint):
+        raise ValueError(
+            f"`resume_from_checkpoint` is {resume_from_checkpoint!r}, which is no checkpoint that was written to its "
+            f"end: its {TRAINER_STATE_NAME} is missing or cut off. Give an earlier one, or True for the last whole one."
+        )
+    return resume_from_checkpoint or None
 
 
 def load_checked(head: ContrastiveHead, path: str, argument: str) -> None:

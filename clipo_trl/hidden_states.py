@@ -168,7 +168,9 @@ class HiddenStateReader:
                 f"decoder was found: looked for the attribute named by `base_model_prefix` "
                 f"({getattr(base, 'base_model_prefix', None)!r}). Use a causal language model of transformers."
             )
-        self.hidden_size = base.config.get_text_config().hidden_size
+        config = base.config.get_text_config()
+        projected = getattr(config, "word_embed_proj_dim", None) if layer == -1 else None  # OPT's way to its LM head
+        self.hidden_size = projected or config.hidden_size
         self._watched = self.decoder if layer == -1 else self._find_layer(base, layer)
         # Learned absolute positions (GPT-2 and its kin) that are counted from the left, padding included.
         self.shifts_with_left_padding = hasattr(self.decoder, "wpe")

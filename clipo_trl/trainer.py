@@ -187,8 +187,8 @@ class CLIPOMixin(ScoringMixin, SharingMixin, DynamicSamplingMixin):
     def _generate_and_score_completions(self, inputs):
         if not self._evaluating:
             check_prompts(self, inputs, self._check_images)
-        beta = self.beta
-        if not self._evaluating and self.warmup.frozen_steps and self.warmup.has_batch(self.head_learner.n_batches):
+        beta, frozen = self.beta, self.warmup.freezes(self.state.global_step)
+        if not self._evaluating and frozen and self.warmup.has_batch(self.head_learner.n_batches):
             self.beta = 0.0  # no step will use these rollouts' log-probabilities under the reference
         try:
             with self.states.rollouts():

@@ -74,5 +74,5 @@ def verifiable_reward(
 
 def is_multiple_choice(gold: str | None, data_source: str | None) -> bool:
     """Whether a row is multiple choice, by its source if that is known, else by the shape of its gold."""
-    source = (data_source or "").lower()
+    source = str(data_source or "").lower()
     return any(name in source for name in MULTIPLE_CHOICE_SOURCES) or bool(gold and OPTION_GOLD.fullmatch(gold))

@@ -27,7 +27,8 @@ ALARM_DELAY = 5  # seconds after the deadline at which a worker without a parent
 
 def main(deadline: float) -> None:
     """Answer tasks until standard input ends. `deadline`: seconds a task may take."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C and a scheduler's signal are the parent's to handle
+        signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(ValueError, OSError):  # not every system can limit it
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     replies = os.fdopen(os.dup(1), "w", buffering=1)  # the replies' own, whatever parsers print

@@ -6,11 +6,18 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Features, Value
 from tiny_models import tiny_tokenizer
 
 from clipo_trl.cli import data
-from clipo_trl.cli.data import add_instruction, drop_long_prompts, find_layout, load_prompts, to_prompt_solution
+from clipo_trl.cli.data import (
+    add_instruction,
+    check_chat_template,
+    drop_long_prompts,
+    find_layout,
+    load_prompts,
+    to_prompt_solution,
+)
 from reward_funcs.errors import UsageError
 
 
@@ -313,3 +320,55 @@ def test_drop_long_prompts(caplog):
     assert drop_long_prompts(plain, tokenizer, 3)["solution"][:] == ["1"]
     with pytest.raises(ValueError, match="No prompt has at most 2 tokens.*`max_prompt_length`"):
         drop_long_prompts(plain, tokenizer, 2)
+
+
+def test_text_of_csv_joins_that_of_other_files(tmp_path):
+    (tmp_path / "rows.csv").write_text("prompt,solution,kind\nq,None,a\nr,NA,b\n")
+    dataset = load_prompts(str(tmp_path / "rows.csv"))
+    assert dataset.features == Features({name: Value("string") for name in ("kind", "prompt", "solution")})
+    assert dataset["solution"] == ["None", "NA"]  # which are answers
+
+
+@pytest.mark.parametrize(
+    "rows, solutions",
+    [
+        ([{"question": "q", "answer": 7}, {"question": "r", "answer": None}], None),
+        ([{"problem": "q", "solution": 7}], None),
+        ([{"prompt": "q", "reward_model": None}, {"prompt": "r", "reward_model": {"ground_truth": "7"}}], ["7"]),
+    ],
+)
+def test_odd_values_are_rows_without_an_answer(rows, solutions):
+    if solutions is None:
+        with pytest.raises(UsageError, match="none of . rows has an answer"):
+            to_prompt_solution(Dataset.from_list(rows))
+    else:
+        assert to_prompt_solution(Dataset.from_list(rows))["solution"] == solutions
+
+
+def test_reward_model_of_text_is_no_layout():
+    with pytest.raises(UsageError, match="no known layout"):
+        find_layout(Dataset.from_list([{"prompt": "q", "reward_model": "{'ground_truth': 7}"}]))
+
+
+def test_a_split_that_is_not_there(tmp_path):
+    (tmp_path / "train.jsonl").write_text(json.dumps(TRL) + "\n")
+    with pytest.raises(UsageError, match="split 'test'.*Unknown split"):
+        load_prompts(str(tmp_path), split="test")
+
+
+def test_messages_need_a_chat_template():
+    tokenizer, messages = tiny_tokenizer(), Dataset.from_list([{"prompt": [{"role": "user", "content": "q"}]}])
+    check_chat_template(tokenizer, messages)
+    tokenizer.chat_template = None
+    check_chat_template(tokenizer, Dataset.from_list([{"prompt": "q"}]))
+    with pytest.raises(UsageError, match="has no `chat_template`"):
+        check_chat_template(tokenizer, messages)
+
+
+def test_the_length_of_a_prompt_is_that_of_its_template(caplog):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% if long is defined %}aaaaaaaaaa{% endif %}{{ messages[0].content }}"
+    dataset = Dataset.from_list([{"prompt": [{"role": "user", "content": "q"}]}])
+    assert len(drop_long_prompts(dataset, tokenizer, 5)) == 1
+    with pytest.raises(UsageError, match="No prompt has at most 5 tokens"):
+        drop_long_prompts(dataset, tokenizer, 5, long=True)

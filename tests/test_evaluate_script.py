@@ -23,6 +23,7 @@ from trl import TrlParser
 
 import evaluate
 from clipo_trl import ContrastiveHead, RolloutEmbedder
+from clipo_trl.cli import evaluate as evaluation
 from clipo_trl.cli.evaluation_records import read_records
 from clipo_trl.cli.evaluation_tables import TRACKS
 from clipo_trl.cli.sampling import Completion
@@ -417,6 +418,58 @@ async def asks_for_all(completions, solution, trainer_state, log_extra, log_metr
     assert trainer_state.global_step == 0 and len(solution) == len(completions)
     await asyncio.sleep(0)
     return even_length(completions)
+
+
+def test_an_evaluation_that_never_began_binds_nobody(run, model_path, tmp_path):
+    folder = shutil.copytree(model_path, tmp_path / "plain")
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(folder)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    with pytest.raises(UsageError, match="has no `chat_template`"):
+        run(f"--model {folder}")
+    assert not (tmp_path / "out" / "sums.jsonl").exists()
+    assert run()["sets"]["sums"]
+
+
+def test_a_missing_head_is_told_before_anything_is_sampled(run, model_path, tmp_path):
+    with pytest.raises(UsageError, match="head"):
+        run("--agreement true")
+    assert not (tmp_path / "out" / "sums.jsonl").exists()
+
+
+def fails(completions, **kwargs):
+    raise RuntimeError("a checker of steps that fails")
+
+
+def test_a_checker_that_fails_leaves_the_results(run, tmp_path):
+    with pytest.raises(RuntimeError, match="that fails"):
+        run("--step_reward test_evaluate_script.fails")
+    assert (tmp_path / "out" / "results.json").exists()
+
+
+def test_prompts_take_the_templates_options(run, model_path, tmp_path):
+    folder = shutil.copytree(model_path, tmp_path / "templated")
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% if long is defined %}aaaa{% endif %}{{ messages[0].content }}"
+    tokenizer.save_pretrained(folder)
+    seen = []
+    tokenize = evaluation.tokenize_prompt
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            evaluation, "tokenize_prompt", lambda *args, **kw: seen.append(tokenize(*args, **kw)) or seen[-1]
+        )
+        run(f"--model {folder}")
+        run(f"--model {folder} --output_dir {tmp_path / 'long'}", '--chat_template_kwargs {"long":true}')
+    assert [len(ids) for ids in seen[12:]] == [len(ids) + 4 for ids in seen[:12]]
+    with pytest.raises(UsageError, match="chat_template_kwargs: was None, is"):
+        run(f"--model {folder}", '--chat_template_kwargs {"long":true}')
+
+
+def test_folders_from_home(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run("--output_dir=~/there")
+    assert (tmp_path / "there" / "results.json").exists()
 
 
 def test_rewards_are_called_as_in_training(run, tmp_path):

@@ -279,6 +279,49 @@ def test_a_checkpoint_of_the_model_only_has_the_head(tmp_path, caplog):
     assert "The optimizer of the contrastive head and its warm-up start afresh" in caplog.text
 
 
+def test_rollouts_of_an_earlier_run_of_more_processes_are_removed(tmp_path):
+    """They are no witness of how many wrote the checkpoint that is written over theirs."""
+    settings = {"steps_per_generation": 2, "per_device_train_batch_size": 4, "max_steps": 3, **EVERY_STEP}
+    stale = [tmp_path / "checkpoint-1" / ROLLOUTS_NAME.format(index) for index in (1, 10)]
+    stale[0].parent.mkdir(parents=True)
+    for path in stale:
+        torch.save({"num_processes": 11}, path)
+    whole = trained(tmp_path, **settings)
+    assert not any(path.exists() for path in stale)
+    resumed = make(tmp_path / "again", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert_same_run(resumed, whole)
+
+
+@pytest.mark.parametrize(
+    "field, before, value",
+    [
+        ("steps_per_generation", 2, 4),
+        ("steps_per_generation", 2, 1),
+        ("num_iterations", 1, 2),
+        ("num_generations", 4, 8),
+    ],
+)
+def test_rollouts_of_another_batch_size_are_made_again(field, before, value, tmp_path, caplog):
+    settings = {"steps_per_generation": 2, "per_device_train_batch_size": 4, "max_steps": 3, "num_generations": 4}
+    trained(tmp_path, **settings, **EVERY_STEP)
+    resumed = make(tmp_path / "again", **settings | {field: value})
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert f"`{field}` was {before} and is {value}" in caplog.text and "made again" in caplog.text
+    assert resumed.state.global_step == 3
+
+
+def test_a_run_without_completions_at_hand_writes_no_empty_table(tmp_path):
+    settings = {"steps_per_generation": 2, "per_device_train_batch_size": 4, "log_completions": True, **EVERY_STEP}
+    trained(tmp_path, max_steps=2, **settings)
+    tables = sorted((tmp_path / "completions").glob("*.parquet"))
+    before = [path.read_bytes() for path in tables]
+    resumed = make(tmp_path, max_steps=2, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert len(tables) == 2 and [path.read_bytes() for path in tables] == before
+    assert resumed.log_completions
+
+
 def test_another_number_of_processes_is_said(tmp_path, caplog):
     settings = {"steps_per_generation": 2, "per_device_train_batch_size": 4}
     trained(tmp_path, max_steps=1, **EVERY_STEP, **settings)

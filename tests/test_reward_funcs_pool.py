@@ -399,3 +399,14 @@ def test_workers_use_the_package_of_the_process_that_starts_them(pool, monkeypat
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.syspath_prepend(str(tmp_path))
     assert pool.run([RIGHT, WRONG]).results == [True, False]
+
+
+def test_a_schedulers_signal_leaves_workers_to_their_parent(pool):
+    """It goes to every process of a job, whose running step is then finished and saved."""
+    assert pool.run([RIGHT]).results == [True]
+    processes = [worker.process for worker in pool._workers]
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert pool.run([RIGHT, WRONG]).results == [True, False]
+    assert processes and all(process.poll() is None for process in processes)

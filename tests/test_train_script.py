@@ -2,6 +2,7 @@
 two processes."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from huggingface_hub import ModelCard
 from rich.console import Console
 from tiny_models import tiny_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig
 
 import train
@@ -73,6 +74,49 @@ def test_paths_from_home(run, rows_path, tmp_path, monkeypatch):
     head = "--contrastive_head_path ~/out --output_dir ~/other"
     trainer = run(f"{head} --resume_from_checkpoint ~/out/checkpoint-1 --max_steps 2")
     assert trainer.state.global_step == 2 and trainer.args.contrastive_head_path == str(tmp_path / "out")
+
+
+def test_what_an_earlier_run_left_in_the_folder(run, tmp_path):
+    """An adapter is loaded before the model that is saved beside it; a head and a report would be taken for ours."""
+    run("--max_steps 1 --use_peft true --lora_target_modules all-linear --report true")
+    with pytest.raises(UsageError, match=r"has left an adapter.*\(adapter_config.json\)"):
+        run("--max_steps 1")
+    (tmp_path / "out" / "adapter_config.json").unlink()
+    with pytest.raises(UsageError, match=r"has left a contrastive head.*\(contrastive_head\)"):
+        run("--max_steps 1 --contrastive false")
+    assert (tmp_path / "out" / "report.html").exists()
+    run("--max_steps 1")
+    assert not (tmp_path / "out" / "report.html").exists() and not (tmp_path / "out" / "report").exists()
+
+
+@pytest.mark.parametrize("also", ["", "--dry_run true"])
+def test_a_checkpoint_that_is_not_there_is_told_first(run, tmp_path, also):
+    with pytest.raises(UsageError, match="there is no whole checkpoint in"):
+        run(f"--resume_from_checkpoint true {also}")
+    (tmp_path / "half").mkdir()
+    with pytest.raises(UsageError, match="no checkpoint that was written to its end"):
+        run(f"--resume_from_checkpoint {tmp_path / 'half'} {also}")
+
+
+def test_a_test_set_that_is_not_there_is_told_in_a_sentence(run):
+    with pytest.raises(UsageError, match="`eval_datasets`.*cannot be read"):
+        run("--eval_datasets x=no/suchset --eval_strategy steps --eval_steps 1")
+
+
+def test_a_model_without_a_chat_template(run, model_path, tmp_path):
+    folder = shutil.copytree(model_path, tmp_path / "plain")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(folder)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    for also in ("", "--dry_run true", "--max_prompt_length 50"):
+        with pytest.raises(UsageError, match="has no `chat_template`"):
+            run(f"--model_name_or_path {folder} {also}")
+
+
+def test_config_may_stand_before_its_sign(run, tmp_path):
+    (tmp_path / "one.yaml").write_text("max_steps: 1\n")
+    assert run(f"--config={tmp_path / 'one.yaml'}").state.global_step == 1
 
 
 def logged(trainer: CLIPOTrainer, metric: str) -> list[float]:

@@ -193,3 +193,18 @@ def test_another_run_of_a_trainer_goes_on_elsewhere_without_a_warm_up(tmp_path):
     again.train()
     resumed.train(resume_from_checkpoint=str(tmp_path / "again" / "checkpoint-1"))
     assert resumed.warmup.frozen_steps == 3 and same(weights(resumed.model), weights(again.model))
+
+
+def test_a_warm_up_whose_steps_change_on_resuming(tmp_path, model_path):
+    """With fewer steps a batch the policy learns from a batch that the warm-up still counts: it has its reference."""
+
+    def run(checkpoint=None, **settings):
+        args = tiny_config(tmp_path, beta=0.1, max_steps=7, contrastive_warmup_steps=4, **settings)
+        data = {"train_dataset": tiny_dataset(), "processing_class": tiny_tokenizer()}
+        trainer = Watched(model_path, letters_reward, args, **data)
+        trainer.train(checkpoint)
+        return trainer
+
+    run(**FUSED, save_strategy="steps", save_steps=4)
+    resumed = run(str(tmp_path / "checkpoint-4"), steps_per_generation=1)
+    assert resumed.learned == [4, 5, 6]

@@ -58,6 +58,21 @@ def argument_errors() -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
+@contextmanager
+def unreadable(argument: str, name: Any) -> Iterator[None]:
+    """What transformers and datasets say of a name that leads nowhere, in a sentence: a [`UsageError`]."""
+    try:
+        yield
+    except OSError as error:
+        told_already, is_the_systems = isinstance(error, UsageError), error.errno is not None  # a full disk, say
+        if told_already or is_the_systems:
+            raise
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"`{argument}` is {name!r}, which cannot be read: {reason} Correct the name, or download it first."
+        ) from error
+
+
 def check_training(argv: Sequence[str] | None = None, names: bool = True) -> None:
     """Raise a [`UsageError`] for the first mistake in the command line of `clipo train`; `argv` defaults to it.
     `names`: a name that is no field is one; not so for another script's."""
@@ -114,7 +129,7 @@ def read_options(argv: Sequence[str] | None = None) -> Options | None:
 
 def split_configs(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The files that follow `--config`, up to the next option, and all other words."""
-    words = list(argv)
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     if "--config" not in words:
         return [], words
     place = words.index("--config")

@@ -26,12 +26,14 @@ from transformers.utils import logging
 
 from reward_funcs.errors import UsageError, WrongType
 
+from ..saved_policy import tokenize_prompt
 from .paths import FILE_BUILDERS, check_dataset
 
 
 logger = logging.get_logger(__name__)
 
 Prompt = str | list[dict[str, Any]]
+CSV_OPTIONS = {"keep_default_na": False, "na_values": [""]}  # an answer may be "None", or "NA"
 
 
 class Layout(NamedTuple):
@@ -48,13 +50,17 @@ def _user_message(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
 def _read_gsm8k(row: dict[str, Any]) -> tuple[Prompt, str | None]:
-    _, mark, answer = (row["answer"] or "").rpartition("####")
+    _, mark, answer = _text(row["answer"]).rpartition("####")
     return _user_message(row["question"]), re.sub(r"(?<=\d),(?=\d)", "", answer) if mark else None
 
 
 def _read_math(row: dict[str, Any]) -> tuple[Prompt, str | None]:
-    has_answer = re.search(r"\\f?boxed\b|\\fbox\b", row["solution"] or "")
+    has_answer = re.search(r"\\f?boxed\b|\\fbox\b", _text(row["solution"]))
     return _user_message(row["problem"]), row["solution"] if has_answer else None
 
 
@@ -64,7 +70,7 @@ LAYOUTS = (
         "verl",
         ("prompt", "reward_model"),
         "prompt (messages), reward_model.ground_truth",
-        lambda row: (row["prompt"], row["reward_model"]["ground_truth"]),
+        lambda row: (row["prompt"], (row["reward_model"] or {}).get("ground_truth")),
     ),
     Layout("GSM8K", ("question", "answer"), "question, answer with '####'", _read_gsm8k),
     Layout("MATH", ("problem", "solution"), "problem, solution with '\\boxed{}'", _read_math),
@@ -120,9 +126,13 @@ def load_rows(name: str, config: str | None = None, split: str = "train") -> Dat
     path = Path(name).expanduser()
     if path.is_file():
         builder = FILE_BUILDERS[path.suffix.lower()]
-        return load_dataset(builder, data_files={re.split(r"\W", split)[0]: str(path)}, split=split)
+        options = CSV_OPTIONS if builder == "csv" else {}
+        return load_dataset(builder, data_files={re.split(r"\W", split)[0]: str(path)}, split=split, **options)
     if not any((path / marker).is_file() for marker in ("dataset_dict.json", "dataset_info.json")):
-        return load_dataset(str(path) if path.is_dir() else name, name=config, split=split)
+        try:
+            return load_dataset(str(path) if path.is_dir() else name, name=config, split=split)
+        except ValueError as error:  # of a split or a configuration that is not there
+            raise UsageError(f"Dataset '{name}', split '{split}': {error}") from error
     saved = load_from_disk(path)
     if isinstance(saved, DatasetDict) and split not in saved:
         raise UsageError(f"Dataset folder '{name}' has no split '{split}'. Its splits: {list(saved)}.")
@@ -166,8 +176,13 @@ def to_prompt_solution(
         remove_columns=list(layout.columns),
         desc=f"Reading {name} as {layout.name}",
     )
-    if dataset.features["solution"] != Value("string"):  # `map` keeps a column of numbers as it was
-        dataset = dataset.cast_column("solution", Value("string"))
+    for column, feature in dataset.features.items():
+        # `map` keeps a column of numbers as it was; CSV gives large strings, which no other file's would join.
+        if feature == Value("large_string") or (column == "solution" and feature != Value("string")):
+            dataset = dataset.cast_column(column, Value("string"))
+    kinds = {type(prompt) for prompt in dataset["prompt"]}
+    if len(kinds) > 1:
+        raise WrongType(f"{name}: some prompts are text and some are messages. Write all of them in one way.")
     answered = [index for index, solution in enumerate(dataset["solution"]) if solution is not None]
     missing = len(dataset) - len(answered)
     if not answered:
@@ -185,12 +200,16 @@ def find_layout(dataset: Dataset, name: str = "The dataset") -> Layout:
     """Return the first layout whose columns `dataset` has; a `ValueError` lists both sides if there is none."""
     for layout in LAYOUTS:
         if set(layout.columns) <= set(dataset.column_names):
-            if layout.name != "verl" or "ground_truth" in (dataset.features["reward_model"] or ()):
+            if layout.name != "verl" or _holds_ground_truth(dataset.features["reward_model"]):
                 return layout
     understood = "\n".join(f"  {layout.name}: {layout.example}" for layout in LAYOUTS)
     raise UsageError(
         f"{name} has the columns {dataset.column_names}, which are no known layout. Rename columns to one of:\n{understood}"
     )
+
+
+def _holds_ground_truth(feature: Any) -> bool:
+    return isinstance(feature, dict) and "ground_truth" in feature
 
 
 def _convert_row(
@@ -234,17 +253,28 @@ def add_instruction(prompt: Prompt, instruction: str) -> Prompt:
     return [*prompt[:last_user], message, *prompt[last_user + 1 :]]
 
 
-def drop_long_prompts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Dataset:
+def check_chat_template(tokenizer: Any, dataset: Dataset) -> None:
+    """Raise a [`UsageError`] if prompts are messages and the model's tokenizer (or processor) has no template for
+    them."""
+    if not isinstance(dataset[0]["prompt"], str) and getattr(tokenizer, "chat_template", None) is None:
+        raise UsageError(
+            "The prompts are messages, but the model's tokenizer has no `chat_template`. Take an instruction-tuned model, or "
+            "a dataset whose `prompt` is text."
+        )
+
+
+def drop_long_prompts(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int, **template_options: Any
+) -> Dataset:
     """
     Leave out prompts of more than `max_tokens` tokens, chat template included, with a warning that counts them. TRL
-    does not shorten prompts, and a shortened question would have another answer.
+    does not shorten prompts, and a shortened question would have another answer. `template_options`: TRL's
+    `chat_template_kwargs`.
     """
+    check_chat_template(tokenizer, dataset)
 
     def fits(prompt: Prompt) -> bool:
-        if isinstance(prompt, str):
-            return len(tokenizer(prompt)["input_ids"]) <= max_tokens
-        ids: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
-        return len(ids["input_ids"]) <= max_tokens
+        return len(tokenize_prompt(tokenizer, prompt, **template_options)) <= max_tokens
 
     kept = dataset.filter(fits, input_columns="prompt", desc=f"Leaving out prompts of more than {max_tokens} tokens")
     if len(kept) == 0:

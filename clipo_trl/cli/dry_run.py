@@ -24,6 +24,7 @@ from ..hidden_states import HiddenStateReader
 from ..parent_shapes import CLIPOArguments
 from ..success import SuccessRule, check_step_reward, find_success_rule
 from .command_line import argument_errors
+from .data import check_chat_template
 from .run_choices import adapted, explain_capture_mode, memory_line, model_without_weights, weights_of
 from .run_plan import Plan, describe_run, start_table
 from .train import COMPARE_GOLDS, ScriptArguments
@@ -64,7 +65,8 @@ def dry_run(
     """
     train_dataset, eval_datasets = datasets
     golds = describe_golds(script_args, train_dataset, eval_datasets)
-    model = empty_policy(args, model_args)
+    model, tokenizer = empty_policy(args, model_args)
+    check_chat_template(tokenizer, train_dataset)
     extra = {"golds": golds}
     with argument_errors():
         if script_args.contrastive:
@@ -108,14 +110,13 @@ def preview_of(
     return Preview(title, args, model, train_dataset, eval_datasets, names, torch.tensor(weights), head, rule)
 
 
-def empty_policy(args: CLIPOArguments, model_args: ModelConfig) -> Any:
-    """The policy without weights, and its tokenizer looked at; a [`UsageError`] if either cannot be read."""
+def empty_policy(args: CLIPOArguments, model_args: ModelConfig) -> tuple[Any, Any]:
+    """The policy without weights, and its tokenizer; a [`UsageError`] if either cannot be read."""
     name: Any = model_args.model_name_or_path  # given, as was checked
     options = {"revision": model_args.model_revision, "trust_remote_code": args.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(name, **options)
-        AutoTokenizer.from_pretrained(name, **options)
-        return model_without_weights(config, args)
+        return model_without_weights(config, args), AutoTokenizer.from_pretrained(name, **options)
     except Exception as error:  # whatever a model's own code may raise
         reason = str(error).strip().partition("\n")[0]
         raise UsageError(f"`model_name_or_path` is {name!r}, which cannot be read: {reason}") from error

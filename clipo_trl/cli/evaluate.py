@@ -8,6 +8,7 @@ A killed evaluation goes on where it was when the same command is given again. E
 can stand in the YAML file or on the command line, which has the last word.
 """
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -28,10 +29,11 @@ from reward_funcs.completions import last_boxed
 from reward_funcs.errors import UsageError
 from reward_funcs.multiple_choice import options_of
 
+from ..head import ContrastiveHead
 from ..model_card import add_evaluation, check_card
 from ..saved_policy import tokenize_prompt
-from .command_line import argument_errors, check_evaluation
-from .data import load_prompts
+from .command_line import argument_errors, check_evaluation, unreadable
+from .data import check_chat_template, load_prompts
 from .evaluation_agreement import look_closer
 from .evaluation_records import (
     Record,
@@ -66,7 +68,7 @@ logger = logging.get_logger(__name__)
 
 # What a resumed run may not change. The batch size and the number of GPUs are no part of the result.
 FIXED_SETTINGS = (
-    "model split instruction max_samples reward_func num_samples temperature top_p max_completion_length seed backend dtype"
+    "model split instruction max_samples reward_func num_samples temperature top_p max_completion_length seed backend dtype chat_template_kwargs"
 ).split()
 
 
@@ -117,6 +119,8 @@ class EvaluationArguments:
         step_reward (`str`, *optional*):
             A checker of steps, by name or dotted path: a right completion is sound if its reward is above 0, else
             lucky.
+        chat_template_kwargs (`dict`, *optional*):
+            What the chat template takes besides the messages, as in training (`{"enable_thinking": false}`).
         model_card (`bool`, defaults to `False`):
             Write the results into the model card of a local model.
     """
@@ -146,9 +150,20 @@ class EvaluationArguments:
     step_reward: str | None = field(
         default=None, metadata={"help": "Name or dotted path of a reward that checks the steps: lucky share, AUROC."}
     )
+    chat_template_kwargs: dict | str | None = field(
+        default=None, metadata={"help": "What the chat template takes besides the messages, as in training: JSON."}
+    )
     model_card: bool = field(default=False, metadata={"help": "Write the results into a local model's card."})
 
     def __post_init__(self):
+        if isinstance(self.chat_template_kwargs, str):
+            try:
+                self.chat_template_kwargs = json.loads(self.chat_template_kwargs)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"`chat_template_kwargs` is {self.chat_template_kwargs!r}, but must be JSON, such as "
+                    '{"enable_thinking": false}.'
+                ) from error
         if self.compare is not None:
             if len(self.compare) != 2:
                 raise ValueError(f"`compare` is {self.compare}, but needs two folders of evaluations.")
@@ -181,9 +196,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         classes: Any = (EvaluationArguments,)  # transformers' name for such a type means nothing to a checker
         (args,) = parse(classes, argv)
         decoding = Decoding(args.temperature, args.top_p, args.max_completion_length)
+    args.output_dir = os.path.expanduser(args.output_dir) if args.output_dir else None
     if args.compare is not None:
+        args.compare = [os.path.expanduser(folder) for folder in args.compare]
         return compare_folders(args)
     args.model = os.path.expanduser(args.model)
+    if args.agreement:
+        with argument_errors(), unreadable("model", args.model):
+            ContrastiveHead.from_pretrained(args.model)  # before anything is sampled
     if args.model_card:
         with argument_errors():
             check_card(args.model)
@@ -193,10 +213,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     # Data: columns `prompt` and `solution` #
     #########################################
     paths = name_datasets(args.datasets)
-    datasets = {
-        name: load_prompts(path, split=args.split, instruction=args.instruction, max_samples=args.max_samples)
-        for name, path in paths.items()
-    }
+    datasets = {}
+    for name, path in paths.items():
+        with unreadable("datasets", path):
+            datasets[name] = load_prompts(
+                path, split=args.split, instruction=args.instruction, max_samples=args.max_samples
+            )
 
     ##########
     # Reward #
@@ -226,7 +248,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     finished = {name: records for name, records in sets.items() if records}
     results = summarise(args.model, finished)
     if args.agreement or args.step_reward is not None:
-        for name, told in look_closer(finished, datasets, args).items():
+        try:
+            looked = look_closer(finished, datasets, args)
+        except Exception:  # of a checker of steps, say: what was found so far is kept
+            report(results, result_tables(results), folder, "results")
+            raise
+        for name, told in looked.items():
             results["sets"][name]["agreement"] = told
     report(results, result_tables(results), folder, "results")
     if args.model_card:
@@ -251,7 +278,8 @@ def sample_missing(
             )
     if any(missing.values()):
         options = {"tensor_parallel_size": args.tensor_parallel_size} if args.backend == "vllm" else {}
-        sampler = SAMPLERS[args.backend](str(args.model), decoding, dtype=args.dtype, **options)
+        with unreadable("model", args.model):
+            sampler = SAMPLERS[args.backend](str(args.model), decoding, dtype=args.dtype, **options)
         with progress_bars() as progress:
             for name, dataset in datasets.items():
                 evaluate_set(name, dataset, sampler, reward_func, args, progress)
@@ -295,7 +323,9 @@ def evaluate_set(
     path = records_path(args.output_dir, name)
     done = read_records(path)
     task = progress.add_task(name, total=len(dataset), completed=len(done), accuracy="")
-    prompt_ids = [tokenize_prompt(sampler.tokenizer, prompt) for prompt in dataset["prompt"]]
+    check_chat_template(sampler.tokenizer, dataset)
+    options: Any = args.chat_template_kwargs or {}
+    prompt_ids = [tokenize_prompt(sampler.tokenizer, prompt, **options) for prompt in dataset["prompt"]]
     order = sorted(range(len(dataset)), key=lambda question: (-len(prompt_ids[question]), question))
     batch_size = args.batch_size or sampler.rows_at_a_time
     n_questions = max(1, batch_size // args.num_samples)

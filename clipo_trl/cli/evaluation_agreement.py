@@ -53,7 +53,10 @@ def look_closer(sets: dict[str, list[Record]], datasets: dict[str, Dataset], arg
         records, found, steps_QK = sets[name], None, None
         correct_QK = torch.from_numpy(correct_samples(records))
         if embedder is not None:
-            found = agreements(embed_records(records, embedder, args.batch_size or EMBEDDED_ROWS), correct_QK)
+            embeddings_QKD = embed_records(
+                records, embedder, args.batch_size or EMBEDDED_ROWS, args.chat_template_kwargs
+            )
+            found = agreements(embeddings_QKD, correct_QK)
         if step_reward is not None:
             steps_QK = step_rewards(records, datasets[name], step_reward)
         write_agreement(Path(args.output_dir), name, records, found, steps_QK)
@@ -89,13 +92,17 @@ def agreements(embeddings_QKD: torch.Tensor, correct_QK: torch.Tensor) -> Agreem
     return Agreement(to_right_QK, comparable_QK & (to_right_QK < to_wrong_QK), comparable_QK)
 
 
-def embed_records(records: list[Record], embedder: RolloutEmbedder, batch_size: int) -> torch.Tensor:
+def embed_records(
+    records: list[Record], embedder: RolloutEmbedder, batch_size: int, template_options: dict[str, Any] | None = None
+) -> torch.Tensor:
     """Embeddings of all completions, `(Q, K, D)`."""
     rows = [(record["prompt"], *sample) for record in records for sample in _samples(record)]
     prompts, completions, truncated = (list(column) for column in zip(*rows, strict=True))
     # A completion without any token has no state: its end stands for it.
     truncated = [is_cut and bool(text) for is_cut, text in zip(truncated, completions, strict=True)]
-    embeddings_ND = embedder(prompts, completions, truncated=truncated, batch_size=batch_size)
+    embeddings_ND = embedder(
+        prompts, completions, truncated=truncated, batch_size=batch_size, chat_template_kwargs=template_options
+    )
     return embeddings_ND.view(len(records), -1, embedder.embedding_dim)
 
 

@@ -107,11 +107,12 @@ def settle(folder: Path, settings: dict[str, Any]) -> None:
         UsageError: Settings differ (each difference is named), or there are records without settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / SETTINGS_NAME).is_file():
-        if records := sorted(path.name for path in folder.glob("*.jsonl")):
-            raise UsageError(
-                f"'{folder}' has {', '.join(records)}, but no {SETTINGS_NAME}. Choose another `output_dir`."
-            )
+    files = sorted(path for path in folder.glob("*.jsonl") if path.stat().st_size)
+    if not (folder / SETTINGS_NAME).is_file() and files:
+        raise UsageError(
+            f"'{folder}' has {', '.join(path.name for path in files)}, but no {SETTINGS_NAME}. Choose another `output_dir`."
+        )
+    if not files:  # a new one, or one that never came as far as its first record, which binds nobody
         write_json(folder / SETTINGS_NAME, settings)
         return
     before = read_settings(folder)

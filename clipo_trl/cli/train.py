@@ -33,16 +33,18 @@ from reward_funcs.errors import UsageError
 
 from ..algorithms import find_algorithm
 from ..callbacks import SuspiciousRolloutsCallback
+from ..checkpoint import check_resume
 from ..health import HealthCallback
 from ..hub import HubError
 from ..log_file import LOG_NAME, LogFileCallback
 from ..parent_shapes import CLIPOArguments
 from ..report.callback import ReportCallback
 from ..report.page import write_report
-from .command_line import argument_errors, check_training, read_algorithm
+from .command_line import argument_errors, check_training, read_algorithm, unreadable
 from .console import show_table
-from .data import drop_long_prompts, load_named_prompts, load_prompts
+from .data import check_chat_template, drop_long_prompts, load_named_prompts, load_prompts
 from .mixture import load_mixture
+from .output_folder import check_output_folder, remove_report
 from .parsing import parse
 from .run_plan import describe_run, earlier_checkpoint, plan_run, start_table
 from .stopping import StopCallback, describe_stop
@@ -173,6 +175,9 @@ def main(argv: list[str] | None = None) -> GRPOTrainer | None:
     run."""
     check_training(argv)
     script_args, training_args, model_args = parse_arguments(argv)
+    with argument_errors():
+        check_resume(training_args.resume_from_checkpoint, str(training_args.output_dir))
+    check_output_folder(str(training_args.output_dir), bool(model_args.use_peft), script_args.contrastive)
     earlier = earlier_checkpoint(training_args)
     train_dataset, eval_datasets = load_data(script_args, training_args, model_args)
     plan = plan_run(training_args, len(train_dataset))
@@ -192,6 +197,7 @@ def main(argv: list[str] | None = None) -> GRPOTrainer | None:
             quantization_config=get_quantization_config(model_args),
             peft_config=get_peft_config(model_args),
         )
+    check_chat_template(trainer.processing_class, train_dataset)
     name_dataset(trainer, script_args)
     trainer.add_callback(LogFileCallback())
     if script_args.console == "table":
@@ -207,6 +213,8 @@ def main(argv: list[str] | None = None) -> GRPOTrainer | None:
     if script_args.report:
         description = {subject: text for section in sections for subject, text in section.items()}
         trainer.add_callback(ReportCallback(trainer, description))
+    else:
+        remove_report(trainer)
     train_until_stopped(trainer, argv)
     with hub_faults():
         save(trainer, script_args)
@@ -235,21 +243,6 @@ def hub_faults() -> Iterator[None]:
         yield
     except HubError as error:
         raise UsageError(str(error)) from error
-
-
-@contextmanager
-def unreadable(argument: str, name: Any) -> Iterator[None]:
-    """What transformers and datasets say of a name that leads nowhere, in a sentence: a [`UsageError`]."""
-    try:
-        yield
-    except OSError as error:
-        told_already, is_the_systems = isinstance(error, UsageError), error.errno is not None  # a full disk, say
-        if told_already or is_the_systems:
-            raise
-        reason = " ".join(str(error).split())
-        raise UsageError(
-            f"`{argument}` is {name!r}, which cannot be read: {reason} Correct the name, or download it first."
-        ) from error
 
 
 def name_dataset(trainer: Any, script_args: ScriptArguments) -> None:
@@ -313,8 +306,10 @@ def load_data(script_args: ScriptArguments, training_args: CLIPOArguments, model
                 revision=model_args.model_revision,
                 trust_remote_code=training_args.trust_remote_code,
             )
-            train_dataset = drop_long_prompts(train_dataset, tokenizer, script_args.max_prompt_length)
-        return train_dataset, load_eval_datasets(script_args, held_out) if evaluates else None
+            options: Any = training_args.chat_template_kwargs or {}
+            train_dataset = drop_long_prompts(train_dataset, tokenizer, script_args.max_prompt_length, **options)
+        with unreadable("eval_datasets", script_args.eval_datasets):
+            return train_dataset, load_eval_datasets(script_args, held_out) if evaluates else None
 
 
 def load_training_set(script_args: ScriptArguments, seed: int) -> tuple[Dataset, Dataset | None]:

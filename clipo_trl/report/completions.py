@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,12 @@ def sample_groups(record: TrainingRecord) -> SampleGroups | None:
 
 
 def newest_table(record: TrainingRecord) -> Path | None:
-    """That of the latest log: tables of later steps are of an earlier run in the same folder."""
-    steps = {row.get("step") for row in record.logs}
-    paths = [path for path in (record.folder / "completions").glob("completions_*.parquet") if step_of(path) in steps]
+    """That of the latest log: tables of later steps, or from before the run began, are of an earlier run in the same
+    folder."""
+    steps, [first, *_] = {row.get("step") for row in record.logs}, record.facts.get("starts") or [None]
+    began = datetime.fromisoformat(first["time"]).timestamp() if first else 0.0
+    tables = (record.folder / "completions").glob("completions_*.parquet")
+    paths = [path for path in tables if step_of(path) in steps and path.stat().st_mtime >= began]
     return max(paths, key=step_of, default=None)
 
 

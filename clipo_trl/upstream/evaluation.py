@@ -149,7 +149,8 @@ class EvaluationMixin(GRPOTrainerShape):
 
     def log(self, logs, start_time=None):
         if not self._evaluating:
-            super().log(logs, start_time)
+            with self._no_empty_table():
+                super().log(logs, start_time)
             return
         if self._test_rewards:
             self._average_test_rewards()
@@ -160,6 +161,15 @@ class EvaluationMixin(GRPOTrainerShape):
                 metrics[f"{name}_{key}"] = metrics.pop(key)
         with self._table_of_its_own():
             super().log(logs, start_time)
+
+    @contextmanager
+    def _no_empty_table(self):
+        """A run that goes on between two generations has no completions at hand: the table that is there stays."""
+        asked, self.log_completions = self.log_completions, self.log_completions and bool(self._logs["prompt"])
+        try:
+            yield
+        finally:
+            self.log_completions = asked
 
     @contextmanager
     def _table_of_its_own(self):

@@ -8,14 +8,15 @@ when upstream saves them.
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import broadcast_object_list, send_to_device
+from accelerate.utils import broadcast_object_list, gather_object, send_to_device
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..checkpoint import ROLLOUTS_NAME, is_whole, last_whole_checkpoint
+from ..checkpoint import ROLLOUTS_NAME, check_resume, last_whole_checkpoint
 from ..parent_shapes import GRPOTrainerShape
 
 
@@ -29,22 +30,13 @@ class ExactResumeMixin(GRPOTrainerShape):
     _train_sampler = None  # there is none for an iterable dataset
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        output_dir = self.args.output_dir
-        if resume_from_checkpoint is True:
+        def find(output_dir: str) -> str | None:  # process 0 decides for all
             found = last_whole_checkpoint(output_dir) if self.accelerator.is_main_process else None
-            resume_from_checkpoint = broadcast_object_list([found])[0]  # process 0 decides for all
-            if resume_from_checkpoint is None:
-                raise ValueError(
-                    f"`resume_from_checkpoint` is True, but there is no whole checkpoint in {output_dir!r} to go on from. "
-                    "Leave it out to start afresh, or give the folder of a checkpoint."
-                )
-        elif resume_from_checkpoint and not is_whole(resume_from_checkpoint):
-            raise ValueError(
-                f"`resume_from_checkpoint` is {resume_from_checkpoint!r}, which is no checkpoint that was written to its "
-                f"end: its {TRAINER_STATE_NAME} is missing or cut off. Give an earlier one, or True for the last whole one."
-            )
-        self._begin_run(str(resume_from_checkpoint) if resume_from_checkpoint else None)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+            return broadcast_object_list([found])[0]
+
+        checkpoint = check_resume(resume_from_checkpoint, self.args.output_dir, find)
+        self._begin_run(checkpoint)
+        return super().train(checkpoint, *args, **kwargs)
 
     def _begin_run(self, checkpoint: str | None) -> None:
         """What a subclass has to do before a run that goes on from a checkpoint, a whole one, or begins afresh."""
@@ -65,6 +57,10 @@ class ExactResumeMixin(GRPOTrainerShape):
         folder = Path(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         if self.args.should_save:  # what is written over is no longer whole
             (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+            written = {ROLLOUTS_NAME.format(index) for index in range(self.accelerator.num_processes)}
+            for path in folder.glob(ROLLOUTS_NAME.format("*")):
+                if path.name not in written:  # of a run of more processes in the same folder
+                    path.unlink()
         super()._save_checkpoint(model, trial)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -74,6 +70,7 @@ class ExactResumeMixin(GRPOTrainerShape):
         rollouts = {
             "kind": self._kind_of_batch,
             "num_processes": self.accelerator.num_processes,
+            "batch": self._batch_settings(),
             "step": self._step,
             "buffered_inputs": None if used_up else self._buffered_inputs,
             "metrics": {name: [float(v) for v in values] for name, values in self._metrics["train"].items()},
@@ -106,28 +103,42 @@ class ExactResumeMixin(GRPOTrainerShape):
             for _ in range(past_epochs):
                 next(iter(self._train_sampler), None)
 
+    def _batch_settings(self) -> dict[str, Any]:
+        """What waiting rollouts are cut by, and hold."""
+        names = ("num_generations", "per_device_train_batch_size", "steps_per_generation", "num_iterations")
+        settings = {name: getattr(self.args, name) for name in names}
+        return settings | {
+            "vllm_importance_sampling_correction": self.use_vllm and self.args.vllm_importance_sampling_correction
+        }
+
     def _load_rollouts(self, checkpoint: str) -> None:
-        index, n_processes = self.accelerator.process_index, self.accelerator.num_processes
-        files = {path.name: path for path in Path(checkpoint).glob(ROLLOUTS_NAME.format("*"))}
-        if not files:
-            return  # of a run of plain TRL
-        first = torch.load(next(iter(files.values())), map_location="cpu", weights_only=True)
-        n_written = first.get("num_processes", len(files))  # version 0.1.0 did not say
+        files = sorted(Path(checkpoint).glob(ROLLOUTS_NAME.format("*")))
+        own = Path(checkpoint, ROLLOUTS_NAME.format(self.accelerator.process_index))
+        rollouts = None
+        if files:  # else it is of a run of plain TRL
+            rollouts = torch.load(own if own in files else files[0], map_location="cpu", weights_only=True)
+        reasons = gather_object([None if rollouts is None else self._why_made_again(rollouts, checkpoint, len(files))])
+        if reason := next(filter(None, reasons), None):  # for one process is for all
+            logger.warning(reason)
+        elif rollouts is not None:
+            self._step = rollouts["step"]
+            self._buffered_inputs = send_to_device(rollouts["buffered_inputs"], self.accelerator.device)
+            for name, values in rollouts["metrics"].items():
+                self._metrics["train"][name] = values
+
+    def _why_made_again(self, rollouts: dict[str, Any], checkpoint: str, n_files: int) -> str | None:
+        """Why the rollouts of a checkpoint that wait to be trained on cannot be, if they cannot."""
+        again = "rollouts that were waiting to be trained on are made again."
+        n_written, n_processes = rollouts.get("num_processes", n_files), self.accelerator.num_processes  # 0.1.0: none
         if n_written != n_processes:
-            logger.warning(
+            return (
                 f"{checkpoint} was written by {n_written} processes, and is read by {n_processes}: "
-                "the run goes on, but not bit for bit, and rollouts that were waiting to be trained on are made again."
+                f"the run goes on, but not bit for bit, and {again}"
             )
-            return
-        kind = first.get("kind", ExactResumeMixin._kind_of_batch)
+        kind = rollouts.get("kind", ExactResumeMixin._kind_of_batch)
         if kind != self._kind_of_batch:
-            logger.warning(
-                f"{checkpoint} is of a trainer that prepares its rollouts in another way ({kind}, here {self._kind_of_batch}): "
-                "rollouts that were waiting to be trained on are made again."
-            )
-            return
-        rollouts = torch.load(files[ROLLOUTS_NAME.format(index)], map_location="cpu", weights_only=True)
-        self._step = rollouts["step"]
-        self._buffered_inputs = send_to_device(rollouts["buffered_inputs"], self.accelerator.device)
-        for name, values in rollouts["metrics"].items():
-            self._metrics["train"][name] = values
+            return f"{checkpoint} is of a trainer that prepares its rollouts in another way ({kind}, here {self._kind_of_batch}): {again}"
+        before, now = rollouts.get("batch", {}), self._batch_settings()
+        if changed := [f"`{name}` was {old} and is {now[name]}" for name, old in before.items() if now[name] != old]:
+            return f"{checkpoint}: {', '.join(changed)}. The run goes on, but not bit for bit, and {again}"
+        return None
