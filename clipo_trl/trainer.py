@@ -313,12 +313,9 @@ class CLIPOMixin(ScoringMixin, SharingMixin, DynamicSamplingMixin):
         n_batches = self.head_learner.n_batches
         is_another = n_batches > 0 and not self.warmup.has_batch(n_batches)  # run of this trainer
         self.warmup.is_over = is_another if checkpoint is None else began_with_a_warm_head(checkpoint)
-        super()._begin_run(checkpoint)
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         if self.use_vllm:
             self._last_loaded_step = -1  # steps are counted afresh, and so says nothing of the engine's weights
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        super()._begin_run(checkpoint)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         if not self.warmup.freezes(self.state.global_step):

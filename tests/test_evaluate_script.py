@@ -347,6 +347,7 @@ def test_two_models_side_by_side(oracle, tmp_path, capsys, caplog, monkeypatch):
         ("--model m --output_dir o", "`datasets` is missing"),
         ("--model m --datasets a=b", "`output_dir` is missing"),
         ("--compare a", "needs two folders"),
+        ("--model m --datasets a=b --output_dir o --chat_template_kwargs {x", "is '{x', but must be JSON"),
         ("--model m --datasets a=b --output_dir o --num_samples 0", "`num_samples` is 0"),
         ("--model m --datasets a=b --output_dir o --batch_size 0", "`batch_size` is 0"),
         ("--model m --datasets a=b --output_dir o --num_samples 2", "`temperature` 0 all samples .* the same"),

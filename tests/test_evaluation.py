@@ -313,7 +313,9 @@ def test_a_damaged_line_is_named(tmp_path):
 def test_settings_of_a_resumed_run(tmp_path):
     data = {"path": "a", "questions": 2, "sha256": "1"}
     settings = {"model": "m", "temperature": 0.6, "datasets": {"a": data}}
+    settle(tmp_path / "e", {**settings, "model": "of which nothing came"})
     settle(tmp_path / "e", settings)
+    append_records(tmp_path / "e" / "a.jsonl", [{"question": 0}])
     settle(tmp_path / "e", settings)
     settle(tmp_path / "e", {**settings, "datasets": {"b": data}})  # a set more
     assert set(read_settings(tmp_path / "e")["datasets"]) == {"a", "b"}

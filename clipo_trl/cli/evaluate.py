@@ -161,8 +161,7 @@ class EvaluationArguments:
                 self.chat_template_kwargs = json.loads(self.chat_template_kwargs)
             except json.JSONDecodeError as error:
                 raise ValueError(
-                    f"`chat_template_kwargs` is {self.chat_template_kwargs!r}, but must be JSON, such as "
-                    '{"enable_thinking": false}.'
+                    f'`chat_template_kwargs` is {error.doc!r}, but must be JSON: {{"enable_thinking": false}}.'
                 ) from error
         if self.compare is not None:
             if len(self.compare) != 2:
@@ -213,12 +212,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     # Data: columns `prompt` and `solution` #
     #########################################
     paths = name_datasets(args.datasets)
-    datasets = {}
-    for name, path in paths.items():
-        with unreadable("datasets", path):
-            datasets[name] = load_prompts(
-                path, split=args.split, instruction=args.instruction, max_samples=args.max_samples
-            )
+    datasets = load_test_sets(paths, args)
 
     ##########
     # Reward #
@@ -244,20 +238,33 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     ##################
     # Report: tables #
     ##################
-    sets = {name: finished_records(folder, name) for name in read_settings(folder)["datasets"]}
-    finished = {name: records for name, records in sets.items() if records}
-    results = summarise(args.model, finished)
-    if args.agreement or args.step_reward is not None:
-        try:
-            looked = look_closer(finished, datasets, args)
-        except Exception:  # of a checker of steps, say: what was found so far is kept
-            report(results, result_tables(results), folder, "results")
-            raise
-        for name, told in looked.items():
-            results["sets"][name]["agreement"] = told
-    report(results, result_tables(results), folder, "results")
+    results = report_finished(folder, datasets, args)
     if args.model_card:
         add_evaluation(args.model, *card_entries(results))
+    return results
+
+
+def load_test_sets(paths: dict[str, str], args: EvaluationArguments) -> dict[str, Dataset]:
+    """The test sets by name; a [`UsageError`] for one that cannot be read."""
+    options = {name: getattr(args, name) for name in ("split", "instruction", "max_samples")}
+    datasets = {}
+    for name, path in paths.items():
+        with unreadable("datasets", path):
+            datasets[name] = load_prompts(path, **options)
+    return datasets
+
+
+def report_finished(folder: Path, datasets: dict[str, Dataset], args: EvaluationArguments) -> dict[str, Any]:
+    """Results of the test sets that are finished, shown and written; also where a closer look fails."""
+    sets = {name: finished_records(folder, name) for name in read_settings(folder)["datasets"]}
+    finished = {name: records for name, records in sets.items() if records}
+    results = summarise(str(args.model), finished)
+    try:
+        if args.agreement or args.step_reward is not None:
+            for name, told in look_closer(finished, datasets, args).items():
+                results["sets"][name]["agreement"] = told
+    finally:
+        report(results, result_tables(results), folder, "results")
     return results
 
 
