@@ -113,6 +113,7 @@ class ConSPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
         score_PG, correct_PG, valid_PG = (
             tensor.view(-1, self.num_generations) for tensor in (score_N, correct_N, has_score_N & has_reward_N)
         )
+        right_PG = correct_PG & valid_PG
         margin = scheduled_margin(
             self.state.global_step / self.state.max_steps,
             target_margin=self.args.conspo_target_margin,
@@ -124,7 +125,7 @@ class ConSPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
             valid_PG=valid_PG,
             temperature=self.args.conspo_temperature,
             margin=margin,
-            share_PG=self._shares(self._rewards_per_func, correct_PG & valid_PG),
+            share_PG=self._shares(self._rewards_per_func, right_PG),
         )
         # Rollouts, of all processes, a live group: see the head of this module.
         advantage_N = weight_PG.flatten() * len(score_N) / (~objective_P.isnan()).sum().clamp(min=1)
@@ -132,9 +133,7 @@ class ConSPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
         batch["advantages"], batch["conspo_score"] = advantage_N[first : first + len(score_B)], score_B
         table: Any = self._logs["advantages"]
         table.extend(advantage_N.tolist())  # over those that TRL has put there
-        self._log_conspo(
-            margin=margin, **conspo_metrics(score_PG, correct_PG & valid_PG, valid_PG, weight_PG, objective_P)
-        )
+        self._log_conspo(margin=margin, **conspo_metrics(score_PG, right_PG, valid_PG, weight_PG, objective_P))
 
     def _shares(self, rewards_per_func: torch.Tensor, right_PG: torch.Tensor) -> torch.Tensor | None:
         """What right rollouts count for, `(P, G)`: all the same."""

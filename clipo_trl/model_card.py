@@ -240,9 +240,14 @@ def figures_of_training(trainer: "CLIPOMixin") -> list[str]:
     rows = [
         (label if name in TRAINING_FIGURES else f"`{label}`", f"{last[name]:.4g}")
         for name, label in (TRAINING_FIGURES | means).items()
-        if isinstance(last.get(name), int | float) and last[name] == last[name]
+        if _is_figure(last.get(name))
     ]
     return [f"In the log of step {last['step']:,}:", _table(("mean over rollouts", ""), rows)]
+
+
+def _is_figure(value: Any) -> bool:
+    """Whether a log has a number there, and not NaN."""
+    return isinstance(value, int | float) and value == value
 
 
 class Evaluation(NamedTuple):
@@ -262,9 +267,7 @@ def evaluation_of_training(trainer: "CLIPOMixin") -> Evaluation:
             continue
         for key, value in entry.items():
             match = re.fullmatch(r"eval_(?:(.+)_)?rewards/([^/]+)/mean", key)
-            if (
-                match and isinstance(value, int | float) and value == value
-            ):  # a reward may have nothing to say of a set
+            if match and _is_figure(value):  # a reward may have nothing to say of a test set
                 found[match[1] or "test set", match[2]] = (entry["step"], value)
     for (test_set, reward), (at, value) in found.items():
         rows.append((test_set, f"`{reward}`", f"{value:.4f}", f"{at:,.0f}"))

@@ -354,10 +354,8 @@ class CLIPOMixin(ScoringMixin, SharingMixin, DynamicSamplingMixin):
             save_state(output_dir, self.head_learner, self.warmup)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        upload = getattr(self, "push_in_progress", None)  # of the main process
-        if (
-            self.args.hub_always_push or upload is None or upload.is_done()
-        ):  # else it reads the folder, and none follows
+        upload = getattr(self, "push_in_progress", None)  # on the main process; it reads the folder until it is done
+        if self.args.hub_always_push or upload is None or upload.is_done():
             self._save_head(self.args.output_dir)  # the parent copies the files that it knows from the checkpoint
         super()._push_from_checkpoint(checkpoint_folder)
 

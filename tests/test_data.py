@@ -18,7 +18,7 @@ from clipo_trl.cli.data import (
     load_prompts,
     to_prompt_solution,
 )
-from reward_funcs.errors import UsageError
+from reward_funcs.errors import UsageError, WrongType
 
 
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
@@ -272,7 +272,7 @@ def test_unknown_layout_lists_what_is_there_and_what_is_understood():
 @pytest.mark.parametrize("prompt", [None, 3, [], [{"role": "user", "content": None}], ["a"], [{"content": "a"}]])
 def test_bad_prompt(prompt):
     with pytest.raises(TypeError, match="row 1: the prompt is"):
-        data._convert_row({"prompt": prompt, "solution": "1"}, 1, data.LAYOUTS[0].read_row, None, "some set")
+        data._convert_row({"prompt": prompt, "solution": "1"}, 1, data.LAYOUTS[0].read_row, None, "some set", True)
 
 
 @pytest.mark.parametrize(
@@ -372,3 +372,10 @@ def test_the_length_of_a_prompt_is_that_of_its_template(caplog):
     assert len(drop_long_prompts(dataset, tokenizer, 5)) == 1
     with pytest.raises(UsageError, match="No prompt has at most 5 tokens"):
         drop_long_prompts(dataset, tokenizer, 5, long=True)
+
+
+def test_prompts_of_two_kinds_are_named_by_their_row(tmp_path):
+    rows = [TRL_PLAIN, TRL]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises((WrongType, UsageError), match="row 1: some prompts are text and some are messages"):
+        load_prompts(str(tmp_path / "rows.jsonl"))

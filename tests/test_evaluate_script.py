@@ -463,6 +463,18 @@ def test_prompts_take_the_templates_options(run, model_path, tmp_path):
         run(f"--model {folder}")
         run(f"--model {folder} --output_dir {tmp_path / 'long'}", '--chat_template_kwargs {"long":true}')
     assert [len(ids) for ids in seen[12:]] == [len(ids) + 4 for ids in seen[:12]]
+    embedded = []
+    with pytest.MonkeyPatch.context() as patch:
+        embed = RolloutEmbedder.__call__
+        patch.setattr(
+            RolloutEmbedder, "__call__", lambda self, *args, **kw: embedded.append(kw) or embed(self, *args, **kw)
+        )
+        ContrastiveHead(16, 8).save_into(str(folder))
+        run(
+            f"--model {folder} --output_dir {tmp_path / 'long'} --agreement true",
+            '--chat_template_kwargs {"long":true}',
+        )
+    assert [kw["chat_template_kwargs"] for kw in embedded] == [{"long": True}]
     with pytest.raises(UsageError, match="chat_template_kwargs: was None, is"):
         run(f"--model {folder}", '--chat_template_kwargs {"long":true}')
 

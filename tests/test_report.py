@@ -2,8 +2,10 @@
 trainings, browsers and trackers are in test_report_of_a_run.py."""
 
 import json
+import os
 import re
 import sys
+from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -409,6 +411,17 @@ def test_tables_of_plain_trl_and_of_earlier_runs(tmp_path):
     some_table(5).to_parquet(folder / "completions" / "eval_completions_00005.parquet")
     samples = completions.sample_groups(read_record(folder))
     assert samples.step == 3 and [len(group.rollouts) for group in samples.groups] == [4, 4]
+
+
+def test_tables_from_before_the_run_began_are_not_its_own(tmp_path):
+    """Of an earlier run in the same folder, which logged its completions at the same steps."""
+    folder = write_run(tmp_path / "out", some_logs(5), some_table(3))
+    record = read_record(folder)
+    began = datetime.fromisoformat(record.facts["starts"][0]["time"]).timestamp()
+    [table] = (folder / "completions").glob("*.parquet")
+    for moment, found in ((began + 1, table), (began - 1, None)):
+        os.utime(table, (moment, moment))
+        assert completions.newest_table(record) == found
 
 
 def test_large_batches_and_long_completions_are_cut(tmp_path):

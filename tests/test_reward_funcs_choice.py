@@ -166,6 +166,7 @@ def test_each_row_is_checked_as_what_it_is():
     assert verifiable_reward(completions, solution, data_source=sources, prompts=[MESSAGES] * 7) == expected
     assert verifiable_reward(completions, solution, prompts=[MESSAGES] * 7) == expected
     assert verifiable_reward(completions[:1], ["b"], data_source="conrl/math") == [1.0]
+    assert verifiable_reward(completions[:1], ["b"], data_source=[7]) == [1.0]  # a column of numbers says nothing
     assert verifiable_reward([r"\boxed{\text{(B)}}"], ["b"], data_source="conrl/truthfulqa") == [1.0]
     assert verifiable_reward([], []) == []
 

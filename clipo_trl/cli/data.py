@@ -172,7 +172,12 @@ def to_prompt_solution(
     dataset = dataset.map(
         _convert_row,
         with_indices=True,
-        fn_kwargs={"read_row": layout.read_row, "instruction": instruction, "name": name},
+        fn_kwargs={
+            "read_row": layout.read_row,
+            "instruction": instruction,
+            "name": name,
+            "is_text": isinstance(layout.read_row(dataset[0])[0], str),
+        },
         remove_columns=list(layout.columns),
         desc=f"Reading {name} as {layout.name}",
     )
@@ -180,9 +185,6 @@ def to_prompt_solution(
         # `map` keeps a column of numbers as it was; CSV gives large strings, which no other file's would join.
         if feature == Value("large_string") or (column == "solution" and feature != Value("string")):
             dataset = dataset.cast_column(column, Value("string"))
-    kinds = {type(prompt) for prompt in dataset["prompt"]}
-    if len(kinds) > 1:
-        raise WrongType(f"{name}: some prompts are text and some are messages. Write all of them in one way.")
     answered = [index for index, solution in enumerate(dataset["solution"]) if solution is not None]
     missing = len(dataset) - len(answered)
     if not answered:
@@ -213,7 +215,7 @@ def _holds_ground_truth(feature: Any) -> bool:
 
 
 def _convert_row(
-    row: dict[str, Any], index: int, read_row: Callable, instruction: str | None, name: str
+    row: dict[str, Any], index: int, read_row: Callable, instruction: str | None, name: str, is_text: bool
 ) -> dict[str, Any]:
     prompt, answer = read_row(row)
     where = f"{name}, row {index}"
@@ -222,6 +224,8 @@ def _convert_row(
     readable = isinstance(prompt, str) or (bool(prompt) and all(_questions(prompt)))
     if not readable:
         raise WrongType(f"{where}: the prompt is {prompt!r}, but must be text, or messages with `role` and `content`.")
+    if isinstance(prompt, str) != is_text:
+        raise WrongType(f"{where}: some prompts are text and some are messages. Write all of them in one way.")
     if not (answer is None or isinstance(answer, (str, int, float))):
         raise WrongType(f"{where}: the answer is a {type(answer).__name__}, but must be text or a number.")
     solution = None if answer is None else str(answer).strip() or None

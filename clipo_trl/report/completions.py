@@ -76,8 +76,8 @@ def sample_groups(record: TrainingRecord) -> SampleGroups | None:
 def newest_table(record: TrainingRecord) -> Path | None:
     """That of the latest log: tables of later steps, or from before the run began, are of an earlier run in the same
     folder."""
-    steps, [first, *_] = {row.get("step") for row in record.logs}, record.facts.get("starts") or [None]
-    began = datetime.fromisoformat(first["time"]).timestamp() if first else 0.0
+    steps, starts = {row.get("step") for row in record.logs}, record.facts.get("starts")
+    began = datetime.fromisoformat(starts[0]["time"]).timestamp() if starts else 0.0
     tables = (record.folder / "completions").glob("completions_*.parquet")
     paths = [path for path in tables if step_of(path) in steps and path.stat().st_mtime >= began]
     return max(paths, key=step_of, default=None)
