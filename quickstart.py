@@ -7,6 +7,7 @@ as the reward. Everything goes to runs/quickstart/ and is seeded. Options of `cl
 quickstart.py --use_cpu false --bf16 true` trains on a GPU.
 """
 
+import argparse
 import contextlib
 import io
 import json
@@ -32,11 +33,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, ProgressCallback
 from trl import GRPOTrainer
 
 import train
+from clipo_trl.cli.command_line import usage_errors
 from clipo_trl.cli.quiet import CHECKPOINTING, quiet
+from clipo_trl.cli.train import parse_arguments
 from experiments import chain
 from experiments.starting_policy import PHASES, Phase, evaluate_policy, warm_start
+from reward_funcs.errors import UsageError
 
 
+CONFIG = "configs/quickstart.yaml"
 FOLDER = Path("runs/quickstart")  # as configs/quickstart.yaml has it
 TEST_SETS = {
     "test": "same kind",
@@ -79,6 +84,7 @@ def main(options: list[str] | None = None) -> None:
     """`options`: words for `clipo train`, over those of the configuration."""
     start = time.perf_counter()
     os.chdir(Path(__file__).parent)
+    check_options(CONFIG, options or [], __doc__)
     torch.set_num_threads(1)  # so small a model gains nothing from more, and results do not depend on their number
     plt.switch_backend("agg")  # no window: the picture goes to a file
     # Bars of reading and writing small files would drown those of the stages, and the warning is between two
@@ -147,10 +153,24 @@ def main(options: list[str] | None = None) -> None:
         console.print(f"  {command:55}  # {reason}", highlight=False, soft_wrap=True)
 
 
+def check_options(config: str, options: list[str], help_text: str | None) -> None:
+    """Tell of a mistake in `options` before minutes of other work, and exit with 2; for `--help` show `help_text`."""
+    argparse.ArgumentParser(
+        description=help_text, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    ).parse_known_args(options)
+    with usage_errors():
+        script_args, *_ = parse_arguments(["--config", config, *options])
+        if script_args.dry_run:
+            raise UsageError(
+                f"`dry_run` is of `clipo train`: once this script has written its data, `clipo train --config {config} "
+                "--dry_run` shows the run. Leave it out here."
+            )
+
+
 def train_arm(key: str, options: list[str]) -> GRPOTrainer:
     """Train an arm of `ARMS` into its folder; the table at the start of a run is shown for CLIPO alone."""
     transformers.trainer.DEFAULT_PROGRESS_CALLBACK = TrainingBar
-    words = ["--config", "configs/quickstart.yaml", "--console", "full", *ARMS[key].words, *options]
+    words = ["--config", CONFIG, "--console", "full", *ARMS[key].words, *options]
     with contextlib.nullcontext() if key == "clipo" else contextlib.redirect_stdout(io.StringIO()):
         return train.main([*words, "--output_dir", str(FOLDER / key)])
 

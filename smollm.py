@@ -22,9 +22,10 @@ import train
 from experiments import word_problems
 from experiments.language_model import WARM_STARTS, FetchError, evaluate, fetch, load_policy, measure, warm_start
 from experiments.language_model.warm_starts import bf16_is_faster, lineage
-from quickstart import TrainingBar, progress_bar
+from quickstart import TrainingBar, check_options, progress_bar
 
 
+CONFIG = "configs/smollm.yaml"
 FOLDER, MODELS = Path("runs/smollm"), Path("runs/language_model")  # as configs/smollm.yaml has them
 WARM_START = "choices"
 SEED = 0
@@ -42,6 +43,7 @@ def main(options: list[str] | None = None) -> int:
     """`options`: words for `clipo train`, over those of the configuration. Returns the exit status."""
     start = time.perf_counter()
     os.chdir(Path(__file__).parent)
+    check_options(CONFIG, options or [], __doc__)
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing` is deprecated", FutureWarning)
@@ -82,7 +84,7 @@ def main(options: list[str] | None = None) -> int:
     console.rule("[bold]3  CLIPO")
     transformers.trainer.DEFAULT_PROGRESS_CALLBACK = TrainingBar
     precision = [] if bf16_is_faster() else ["--bf16", "false", "--dtype", "float32"]
-    trainer = train.main(["--config", "configs/smollm.yaml", *precision, *(options or [])])
+    trainer = train.main(["--config", CONFIG, *precision, *(options or [])])
     console.rule("[bold]4  After CLIPO")
     with console.status("Sampling answers to test problems"):
         after = evaluate(*load_policy(trainer.args.output_dir), test_set, num_samples=4, seed=SEED)

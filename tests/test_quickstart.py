@@ -103,3 +103,10 @@ def test_moving_mean():
     nan = float("nan")
     smooth = quickstart.moving_mean(np.array([1.0, nan, 3.0, 5.0, nan, nan, nan]), window=3)
     assert smooth.tolist() == pytest.approx([1.0, 2.0, 4.0, 4.0, 5.0, nan, nan], nan_ok=True)
+
+
+def test_options_are_looked_at_first(sandbox, capsys):
+    with pytest.raises(SystemExit) as stop:
+        quickstart.main(["--learning_rats", "1"])
+    assert stop.value.code == 2 and "Did you mean `learning_rate`?" in capsys.readouterr().err
+    assert not (sandbox / "runs").exists()

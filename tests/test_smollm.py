@@ -55,3 +55,24 @@ def test_a_model_that_cannot_be_had_is_said(sandbox, monkeypatch, capsys):
     monkeypatch.setattr(smollm, "fetch", fetch)
     assert smollm.main() == 1
     assert "no network" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--max_stepz", "3"], "Did you mean `max_steps`?"),
+        (["--contrastive_temperature", "-1"], "contrastive_temperature"),
+        (["--dry_run"], "`clipo train --config configs/smollm.yaml --dry_run`"),
+    ],
+)
+def test_options_are_looked_at_before_the_model_is_fetched(sandbox, monkeypatch, capsys, options, says):
+    monkeypatch.setattr(smollm, "fetch", lambda folder: pytest.fail("it was fetched first"))
+    with pytest.raises(SystemExit) as stop:
+        smollm.main(options)
+    assert stop.value.code == 2 and says in capsys.readouterr().err
+
+
+def test_help_is_short(sandbox, capsys):
+    with pytest.raises(SystemExit) as stop:
+        smollm.main(["--help"])
+    assert stop.value.code == 0 and "`python smollm.py --max_steps 50" in capsys.readouterr().out
