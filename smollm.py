@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import train
+from clipo_trl.cli.quiet import CHECKPOINTING, quiet
 from experiments import word_problems
 from experiments.language_model import WARM_STARTS, FetchError, evaluate, fetch, load_policy, measure, warm_start
 from experiments.language_model.warm_starts import bf16_is_faster, lineage
@@ -46,7 +47,7 @@ def main(options: list[str] | None = None) -> int:
     check_options(CONFIG, options or [], __doc__)
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing` is deprecated", FutureWarning)
+    warnings.filterwarnings("ignore", CHECKPOINTING, FutureWarning)
 
     ########################################################################
     # The language model and its warm start                                #
@@ -113,4 +114,6 @@ def show(figures: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with quiet():
+        status = main(sys.argv[1:])
+    sys.exit(status)

@@ -112,7 +112,6 @@ def load_checked(head: ContrastiveHead, path: str, argument: str) -> None:
 def save_state(checkpoint: str, learner: HeadLearner, warmup: Warmup) -> None:
     """What belongs to the head's learning, besides the head."""
     state = {**learner.state_dict(), "warmup_start": warmup.start, "warmup_is_over": warmup.is_over}
-    state["num_processes"] = learner.accelerator.num_processes
     torch.save(state, os.path.join(checkpoint, STATE_NAME))
 
 

@@ -30,10 +30,7 @@ from .dynamic_sampling import DynamicSamplingMixin
 from .parent_shapes import GRPOArguments, arguments_by_name, default_arguments
 from .success import find_success_rule, label_successes, warn_of
 from .trainer import CLIPOMixin
-from .upstream.continuous_batching import ContinuousBatchingMixin
-from .upstream.evaluation import EvaluationMixin
-from .upstream.exact_resume import ExactResumeMixin
-from .upstream.zero3_order import forget_order_of_layers
+from .upstream.mended import MendedMixin
 
 
 logger = get_logger(__name__)
@@ -49,7 +46,7 @@ else:
     ConSPOArguments = ConSPOConfigMixin
 
 
-class ConSPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
+class ConSPOMixin(MendedMixin):
     """
     ConSPO for any trainer that is shaped like `GRPOTrainer`, [`CLIPOMixin`] among them: `class MyTrainer(ConSPOMixin,
     CLIPOMixin, GRPOTrainer)`, with a configuration that has [`ConSPOConfigMixin`].
@@ -83,11 +80,6 @@ class ConSPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
             f"`{self._config_class.__name__}`."
         )
 
-    def _generate(self, prompts):
-        output = super()._generate(prompts)
-        forget_order_of_layers(self)
-        return output
-
     def _calculate_rewards(self, *args):
         self._rewards_per_func = super()._calculate_rewards(*args)
         return self._rewards_per_func
@@ -115,7 +107,7 @@ class ConSPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
         )
         right_PG = correct_PG & valid_PG
         margin = scheduled_margin(
-            self.state.global_step / self.state.max_steps,
+            self._progress(),
             target_margin=self.args.conspo_target_margin,
             margin_warmup_ratio=self.args.conspo_margin_warmup_ratio,
         )
@@ -134,6 +126,10 @@ class ConSPOMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
         table: Any = self._logs["advantages"]
         table.extend(advantage_N.tolist())  # over those that TRL has put there
         self._log_conspo(margin=margin, **conspo_metrics(score_PG, right_PG, valid_PG, weight_PG, objective_P))
+
+    def _progress(self) -> float:
+        """Share of the policy's updates that are done, which the margin grows by."""
+        return self.state.global_step / self.state.max_steps
 
     def _shares(self, rewards_per_func: torch.Tensor, right_PG: torch.Tensor) -> torch.Tensor | None:
         """What right rollouts count for, `(P, G)`: all the same."""
@@ -240,6 +236,17 @@ class CLIPOConSPOTrainer(ConSPOMixin, CLIPOMixin, GRPOTrainer):
                 f"`contrastive_reward_weight` ({self.args.contrastive_reward_weight}) is: the head is trained and its metrics are "
                 "logged. Set it above 0 for right rollouts to count by their contrastive reward."
             )
+
+    @property
+    def pays_contrastive_reward(self) -> bool:
+        return super().pays_contrastive_reward and self.args.conspo_contrastive_scale != 0
+
+    def describe_policy_loss(self) -> str:
+        args = self.args
+        return f"ConSPO, temperature {args.conspo_temperature:g}, margin up to {args.conspo_target_margin:g}"
+
+    def _progress(self) -> float:
+        return self.warmup.progress(self.state.global_step, self.state.max_steps)
 
     def _shares(self, rewards_per_func: torch.Tensor, right_PG: torch.Tensor) -> torch.Tensor:
         reward_PG = rewards_per_func[:, self._column].nan_to_num().view_as(right_PG)

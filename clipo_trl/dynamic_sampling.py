@@ -27,9 +27,7 @@ from accelerate.utils import gather_object
 from .dynamic_sampling_config import DynamicSamplingConfigMixin
 from .parent_shapes import DynamicSamplingArguments
 from .success import SuccessRule, find_success_rule
-from .upstream.continuous_batching import ContinuousBatchingMixin
-from .upstream.evaluation import EvaluationMixin
-from .upstream.exact_resume import ExactResumeMixin
+from .upstream.mended import MendedMixin
 
 
 logger = get_logger(__name__)
@@ -185,7 +183,7 @@ class _RolloutsMade(Exception):
 # ---------------------------------------------------------------------- the trainer's part
 
 
-class DynamicSamplingMixin(EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin):
+class DynamicSamplingMixin(MendedMixin):
     """
     Dynamic sampling for any trainer that is shaped like `GRPOTrainer`: `class MyTrainer(DynamicSamplingMixin,
     GMPOTrainer)`, with a configuration `class MyConfig(DynamicSamplingConfigMixin, GMPOConfig)`. [`DAPOTrainer`] and

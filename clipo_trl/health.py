@@ -16,7 +16,6 @@ from transformers.utils import logging
 
 from .config import CLIPOConfigMixin
 from .parent_shapes import CLIPOArguments
-from .warmup import steps_of_batches
 
 
 logger = logging.get_logger(__name__)
@@ -29,6 +28,7 @@ FLOOR, PAID, HEAD_GRADIENT = "contrastive/floor_rewards", "contrastive/reward/me
 SAME, OTHER = "contrastive/embedding_cosine_correct_correct", "contrastive/embedding_cosine_correct_wrong"
 UNFILLED, NO_REWARD = "dynamic_sampling/unfilled", "dynamic_sampling/dropped_no_reward"
 NO_SPREAD, TRUNCATED, GRADIENT = "frac_reward_zero_std", "completions/clipped_ratio", "grad_norm"
+IN_WARMUP = "contrastive/in_warmup"
 
 _HEAD_LEARNS_IN = 50  # generation batches before embeddings are judged: the head's loss falls in the first tens
 _SAME_COSINE = 1e-3  # collapsed embeddings differ by rounding
@@ -45,7 +45,7 @@ class Rule:
         needs (`tuple[str, ...]`): metrics without which a log cannot tell: it then counts neither for nor against.
         holds (`Callable`): whether the log `(logs, args)` shows it; `None` if it cannot tell for another reason.
         message (`str`): what is wrong, and the likely cause; formatted with `logs` and `args`.
-        silent (`tuple[Callable, ...]`): modes `(args, step)` in which it is to be expected.
+        silent (`tuple[Callable, ...]`): modes `(logs, args, step)` in which it is to be expected.
         yields_to (`tuple[str, ...]`): findings that explain it: as long as one of them is there, it is not said.
     """
 
@@ -53,7 +53,7 @@ class Rule:
     needs: tuple[str, ...]
     holds: Callable[[Logs, CLIPOArguments], bool | None]
     message: str
-    silent: tuple[Callable[[CLIPOArguments, int], bool], ...] = ()
+    silent: tuple[Callable[[Logs, CLIPOArguments, int], bool], ...] = ()
     yields_to: tuple[str, ...] = ()
 
     @property
@@ -62,7 +62,7 @@ class Rule:
 
     def verdict(self, logs: Logs, args: CLIPOArguments, step: int) -> bool | None:
         """Whether the log of optimizer step `step` shows it; `None` if it cannot tell."""
-        if any(logs.get(key) is None for key in self.needs) or any(mode(args, step) for mode in self.silent):
+        if any(logs.get(key) is None for key in self.needs) or any(mode(logs, args, step) for mode in self.silent):
             return None
         return self.holds(logs, args)
 
@@ -86,27 +86,27 @@ def _n_batches(args: CLIPOArguments, step: int) -> float:
     return step * args.gradient_accumulation_steps / (args.steps_per_generation * args.num_iterations)
 
 
-def _in_warmup(args: CLIPOArguments, step: int) -> bool:
-    return step <= steps_of_batches(args.contrastive_warmup_steps, args)
+def _in_warmup(logs: Logs, args: CLIPOArguments, step: int) -> bool:
+    return bool(logs.get(IN_WARMUP))  # a part of the log's batches is enough
 
 
-def _policy_is_frozen(args: CLIPOArguments, step: int) -> bool:
-    return args.contrastive_warmup_policy == "frozen" and _in_warmup(args, step)
+def _policy_is_frozen(logs: Logs, args: CLIPOArguments, step: int) -> bool:
+    return args.contrastive_warmup_policy == "frozen" and _in_warmup(logs, args, step)
 
 
-def _head_is_frozen(args: CLIPOArguments, step: int) -> bool:
+def _head_is_frozen(logs: Logs, args: CLIPOArguments, step: int) -> bool:
     return args.freeze_contrastive_head
 
 
-def _head_is_young(args: CLIPOArguments, step: int) -> bool:
+def _head_is_young(logs: Logs, args: CLIPOArguments, step: int) -> bool:
     return _n_batches(args, step) < _HEAD_LEARNS_IN
 
 
-def _correct_are_not_pulled_together(args: CLIPOArguments, step: int) -> bool:
+def _correct_are_not_pulled_together(logs: Logs, args: CLIPOArguments, step: int) -> bool:
     return args.contrastive_anchors == "incorrect" or args.contrastive_similarity == "negative_cosine"
 
 
-def _nothing_is_paid(args: CLIPOArguments, step: int) -> bool:
+def _nothing_is_paid(logs: Logs, args: CLIPOArguments, step: int) -> bool:
     return args.contrastive_reward_weight == 0
 
 

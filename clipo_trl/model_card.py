@@ -147,8 +147,7 @@ def trainer_card(
         f"---\n{data.to_yaml()}\n---",
         f"# {model_name}",
         f"{kind} {base.text}, trained with {trainer._name} by {project_link()}, on top of "
-        "[TRL](https://github.com/huggingface/trl): besides the verifiable rewards, a rollout is paid for how close its "
-        f"hidden states are to those of the other correct ones ([{PAPER_TITLE}]({PAPER_URL})).",
+        f"[TRL](https://github.com/huggingface/trl): {what_is_paid(trainer)} ([{PAPER_TITLE}]({PAPER_URL})).",
         *badges,
         "## Use",
         _code(
@@ -224,10 +223,24 @@ def training_facts(trainer: "CLIPOMixin", base: BaseModel, dataset_name: str | N
         ("contrastive loss", f"{loss}, level {args.contrastive_level}, anchors {args.contrastive_anchors}"),
         ("head", f"{sizes}; pooling {head.pooling}, layer {head.layer}, debias {head.debias or 'none'}; {learning}"),
         *optional,
-        ("policy loss", f"`{args.loss_type}`, epsilon {args.epsilon:g}, KL {args.beta:g}, learning rate {args.learning_rate:g}"),
+        ("policy loss", f"{trainer.describe_policy_loss()}, KL {args.beta:g}, learning rate {args.learning_rate:g}"),
         ("rollouts", f"{args.num_generations} a prompt, temperature {args.temperature:g}, {args.max_completion_length} tokens at most"),
         ("optimizer steps", f"{trainer.state.global_step:,}, {args.generation_batch_size} rollouts a generation batch"),
     ]  # fmt: skip
+
+
+def what_is_paid(trainer: "CLIPOMixin") -> str:
+    """What the contrastive reward pays for, in a sentence."""
+    if not trainer.pays_contrastive_reward:
+        return "the verifiable rewards alone are paid, and a contrastive head learns from the rollouts' hidden states"
+    score = {
+        "likelihood": "how likely the policy finds it beside the group's other correct ones",
+        "negative_entropy": "how sure the policy is of its tokens, beside the group's other correct ones",
+    }.get(
+        trainer.args.contrastive_reward_type,
+        "how close its hidden states are to those of the group's other correct ones",
+    )
+    return f"besides the verifiable rewards, a rollout is paid for {score}"
 
 
 def figures_of_training(trainer: "CLIPOMixin") -> list[str]:

@@ -20,8 +20,8 @@ class ScoredBatch:
         embeddings_PGD (`torch.Tensor` of shape `(P, G, D)`): unit embeddings, by the head as it was before its step.
         loss_PG (`torch.Tensor` of shape `(P, G)`): contrastive loss, 0 where `is_anchor_PG` is False.
         is_anchor_PG (`torch.Tensor` of shape `(P, G)`, bool): rollouts that have a loss.
-        agreement_PG (`torch.Tensor` of shape `(P, G)`): agreement with the group's other correct rollouts, 0 where
-            `is_scored_PG` is False.
+        agreement_PG (`torch.Tensor` of shape `(P, G)`): mean cosine to the group's other correct rollouts, less the
+            group's mean, 0 where `is_scored_PG` is False.
         is_scored_PG (`torch.Tensor` of shape `(P, G)`, bool): correct rollouts with another one in their group.
         reward_PG (`torch.Tensor` of shape `(P, G)`): contrastive reward, calibrated if that is asked for.
         is_paid_PG (`torch.Tensor` of shape `(P, G)`, bool): correct rollouts that have a loss, or another score in its

@@ -31,7 +31,7 @@ class ScoringMixin(GRPOTrainerShape):
             batch = super()._generate_and_score_completions(inputs)
         finally:
             self.num_iterations, self._is_asked_pass = num_iterations, False
-        batch.pop("old_per_token_logps")
+        batch.pop("old_per_token_logps", None)
         return batch
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, *args, **kwargs):

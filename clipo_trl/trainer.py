@@ -35,7 +35,6 @@ from .scored_batch import ScoredBatch
 from .scoring import ScoringMixin
 from .sharing import SharingMixin
 from .success import check_step_reward, find_success_rule, label_successes, warn_of
-from .upstream.zero3_order import forget_order_of_layers
 from .warmup import Warmup, deepspeed_steps_the_scheduler
 
 
@@ -203,10 +202,7 @@ class CLIPOMixin(ScoringMixin, SharingMixin, DynamicSamplingMixin):
         step = self.state.global_step
         if self.use_vllm and self._last_loaded_step >= 0 and self.warmup.same_policy(self._last_loaded_step, step):
             self._last_loaded_step = step  # the engine has these weights
-        try:
-            return self.states.generate(partial(super()._generate, prompts), self._evaluating)
-        finally:  # an attempt of dynamic sampling ends here
-            forget_order_of_layers(self)
+        return self.states.generate(partial(super()._generate, prompts), self._evaluating)
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
         def score(mask, **settings):
@@ -264,6 +260,8 @@ class CLIPOMixin(ScoringMixin, SharingMixin, DynamicSamplingMixin):
             if hasattr(callback, "on_batch_scored"):  # an event of CLIPO's own: training, on every process
                 callback.on_batch_scored(self.args, self.state, self.control, batch=batch)
         self._log_contrastive(**batch_metrics(batch, self.accelerator))
+        if self.args.contrastive_warmup_steps:
+            self._log_contrastive(in_warmup=float(in_warmup))
         self._add_to_completions_table(len(pooled_BH), batch)
         reward_PG = batch.reward_PG
         if in_warmup and self.args.contrastive_warmup_policy == "verifiable_reward":
@@ -282,6 +280,15 @@ class CLIPOMixin(ScoringMixin, SharingMixin, DynamicSamplingMixin):
             `torch.Tensor` of shape `(P, G)`. Where a rollout counts for nothing (`valid_PG` is False), anything.
         """
         return batch.reward_PG
+
+    @property
+    def pays_contrastive_reward(self) -> bool:
+        """Whether the contrastive reward can have a say in the policy's steps."""
+        return self.args.contrastive_reward_weight > 0
+
+    def describe_policy_loss(self) -> str:
+        """The loss that the policy is trained with, for its card."""
+        return f"`{self.args.loss_type}`, epsilon {self.args.epsilon:g}"
 
     def _add_to_completions_table(self, n_rows: int, batch: ScoredBatch | None = None) -> None:
         if not self.log_completions:
@@ -313,8 +320,6 @@ class CLIPOMixin(ScoringMixin, SharingMixin, DynamicSamplingMixin):
         n_batches = self.head_learner.n_batches
         is_another = n_batches > 0 and not self.warmup.has_batch(n_batches)  # run of this trainer
         self.warmup.is_over = is_another if checkpoint is None else began_with_a_warm_head(checkpoint)
-        if self.use_vllm:
-            self._last_loaded_step = -1  # steps are counted afresh, and so says nothing of the engine's weights
         super()._begin_run(checkpoint)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
@@ -360,29 +365,18 @@ class CLIPOMixin(ScoringMixin, SharingMixin, DynamicSamplingMixin):
         super()._push_from_checkpoint(checkpoint_folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
+        begins = False
+        if checkpoint is not None:  # before the rollouts that wait there, which a frozen warm-up has a say in
             begins = load_state(checkpoint, self.head_learner, self.warmup, self.state.global_step)
-            if begins and self.warmup.frozen_steps:
-                self._buffered_inputs = (
-                    None  # rollouts of a run without a head: the warm-up's frozen steps are for its own
-                )
-            self._drop_rollouts_of_a_longer_warmup()
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if begins and self.warmup.frozen_steps:
+            self._buffered_inputs = None  # of a run without a head: the warm-up's frozen steps are for its own
 
-    def _drop_rollouts_of_a_longer_warmup(self) -> None:
-        waiting, step = self._buffered_inputs, self.state.global_step
-        if self.beta and waiting and "ref_per_token_logps" not in waiting[0] and not self.warmup.freezes(step):
-            logger.warning(
-                f"The checkpoint of step {step} lies in a frozen warm-up that is over with `contrastive_warmup_steps` "
-                f"{self.args.contrastive_warmup_steps}. The rollouts that wait there have no log-probabilities under the "
-                "reference, which `beta` needs: they are made again."
-            )
-            self._buffered_inputs = None
+    def _trains_on_waiting(self) -> bool:
+        return not self.warmup.freezes(self.state.global_step)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        if self.use_vllm:
-            self._last_loaded_step = -1  # the engine has the weights of the last step
         best = self.state.best_model_checkpoint
         if best is not None and os.path.isdir(os.path.join(best, HEAD_FOLDER)):
             load_checked(self.contrastive_head, best, "load_best_model_at_end")

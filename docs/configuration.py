@@ -3,12 +3,14 @@
 python docs/configuration.py
 """
 
+from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 
 from clipo_trl.cli.train import ScriptArguments
 from clipo_trl.config import FIELD_GROUPS
-from clipo_trl.conspo_config import ConSPOFields
+from clipo_trl.conspo_config import CLIPOConSPOConfig, ConSPOFields
+from clipo_trl.dapo import DAPOFields
 from clipo_trl.dynamic_sampling_config import DynamicSamplingConfigMixin
 
 
@@ -36,6 +38,12 @@ def page() -> str:
     parts = [HEAD]
     parts += [f"## {title}: `CLIPOConfig`\n\n{_table(fields(group))}" for title, group in groups.items()]
     parts.append(f"## ConSPO: `ConSPOConfig`\n\n{_table(fields(ConSPOFields))}")
+    with_clipo = [field for field in fields(CLIPOConSPOConfig) if field.name == "conspo_contrastive_scale"]
+    parts.append(
+        f"## ConSPO with CLIPO: `CLIPOConSPOConfig`\n\nAll of ConSPO's and CLIPO's, and:\n\n{_table(with_clipo)}"
+    )
+    own = [field for field in fields(DAPOFields) if field.name in DAPOFields.__annotations__]
+    parts.append(f"## DAPO: `DAPOConfig`\n\nDynamic sampling's, and with other defaults:\n\n{_table(own)}")
     parts.append(f"## `clipo train`\n\n{_table(fields(ScriptArguments))}")
     return "\n".join(parts)
 
@@ -44,7 +52,7 @@ def _title(group: type) -> str:
     return TITLES[group.__name__]
 
 
-def _table(entries: tuple[Field, ...]) -> str:
+def _table(entries: Sequence[Field]) -> str:
     rows = [f"| `{entry.name}` | {_default(entry)} | {_cell(entry.metadata['help'])} |" for entry in entries]
     return "\n".join(["| field | default | |", "|---|---|---|", *rows, ""])
 

@@ -123,6 +123,14 @@ def test_the_margin_grows_along_half_a_cosine():
     assert scheduled_margin(0.0, target_margin=0.5, margin_warmup_ratio=0.0) == 0.5
 
 
+def test_the_margin_waits_for_the_warm_up(tmp_path):
+    """It grows over the policy's updates, of which a frozen warm-up has none."""
+    trainer = make(tmp_path, CLIPOConSPOTrainer, max_steps=6, contrastive_warmup_steps=2)
+    trainer.train()
+    margins = [row["conspo/margin"] for row in trainer.state.log_history if "conspo/margin" in row]
+    assert margins == [scheduled_margin(updates / 4) for updates in (0, 0, 0, 1, 2, 3)]
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -364,7 +364,7 @@ def test_bad_arguments(argv, message):
 
 def test_a_backend_that_does_not_exist(tmp_path):
     (tmp_path / "c.yaml").write_text("{model: m, datasets: [a=b], output_dir: o, backend: jax}")
-    with pytest.raises(ValueError, match="`backend` is 'jax'.*transformers, vllm"):
+    with pytest.raises(ValueError, match="`backend` is 'jax'.*'transformers', 'vllm'"):
         evaluate.main(["--config", str(tmp_path / "c.yaml")])
 
 

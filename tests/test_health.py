@@ -9,11 +9,13 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 from tiny_models import letters_reward, tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
-from trl import GRPOConfig
+from trl import GRPOConfig, GRPOTrainer
 
 import train
 from clipo_trl import CLIPOTrainer, HealthCallback
 from clipo_trl.health import PAGE, RULES, _policy_is_frozen
+from clipo_trl.report.curves import Line, Panel, draw_panel
+from clipo_trl.report.facts import run_facts
 
 
 ROOT = Path(__file__).parents[1]
@@ -115,16 +117,17 @@ SICK = {
     "policy gradient infinite": ({"grad_norm": math.inf}, {}, ["policy_gradient_not_finite"]),
 }
 
+WARMING = {"contrastive/in_warmup": 1.0}
 FROZEN_POLICY = {"contrastive_warmup_steps": LATE}
 OTHER_WARMUP = {**FROZEN_POLICY, "contrastive_warmup_policy": "verifiable_reward"}
 FROZEN_HEAD = {"freeze_contrastive_head": True}
 # Rule, what the logs say, settings, step: to be expected, so nothing must be said.
 SILENT = [
-    ("no_reward_spread", UNSPREAD, FROZEN_POLICY, LATE),
-    ("policy_gradient_zero", {"grad_norm": 0.0}, FROZEN_POLICY, LATE),
-    ("policy_gradient_not_finite", {"grad_norm": math.nan}, FROZEN_POLICY, LATE),
-    ("all_rewards_on_the_floor", {"contrastive/floor_rewards": 1.0}, FROZEN_POLICY, LATE),
-    ("all_rewards_on_the_floor", {"contrastive/floor_rewards": 1.0}, OTHER_WARMUP, LATE),
+    ("no_reward_spread", UNSPREAD | WARMING, FROZEN_POLICY, LATE),
+    ("policy_gradient_zero", {"grad_norm": 0.0} | WARMING, FROZEN_POLICY, LATE),
+    ("policy_gradient_not_finite", {"grad_norm": math.nan} | WARMING, FROZEN_POLICY, LATE),
+    ("all_rewards_on_the_floor", {"contrastive/floor_rewards": 1.0} | WARMING, FROZEN_POLICY, LATE),
+    ("all_rewards_on_the_floor", {"contrastive/floor_rewards": 1.0} | WARMING, OTHER_WARMUP, LATE),
     ("all_rewards_on_the_floor", {"contrastive/floor_rewards": 1.0}, {"contrastive_reward_weight": 0.0}, LATE),
     ("head_gradient_zero", {"contrastive/head_grad_norm": 0.0}, FROZEN_HEAD, LATE),
     ("head_gradient_not_finite", {"contrastive/head_grad_norm": None}, FROZEN_HEAD, LATE),
@@ -409,6 +412,22 @@ def test_a_frozen_warmup_is_no_finding(tmp_path):
     assert not callback.findings
 
 
+def test_a_frozen_warmup_in_mid_run_is_no_finding(tmp_path):
+    """A run of plain GRPO that goes on with CLIPO: the policy waits then, not in the steps before."""
+    config = tiny_config(tmp_path, GRPOConfig, max_steps=4, save_strategy="steps", save_steps=4)
+    data = {"train_dataset": tiny_dataset(), "processing_class": tiny_tokenizer()}
+    GRPOTrainer(tiny_model(), every_other, config, **data).train()
+    trainer, callback = make(tmp_path, every_other, max_steps=10, contrastive_warmup_steps=4), HealthCallback(1)
+    trainer.add_callback(callback)
+    trainer.train(resume_from_checkpoint=True)
+    assert not callback.findings
+    told = run_facts(trainer, None, [])
+    assert (told["frozen_from"], told["frozen_steps"]) == (4, 8)
+    panel = Panel("Reward", (Line("reward", "mean", "blue", ""),))
+    shaded = draw_panel(panel, trainer.state.log_history, told["frozen_steps"], told["frozen_from"]).axes[0].patches
+    assert [(patch.get_x(), patch.get_width()) for patch in shaded] == [(4, 4)]
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -423,8 +442,8 @@ def test_a_frozen_warmup_is_no_finding(tmp_path):
 def test_the_end_of_the_warmup_is_where_the_policy_moves(tmp_path, settings):
     trainer = make(tmp_path, every_other, max_steps=10, contrastive_warmup_steps=3, **settings)
     trainer.train()
-    logs = [row for row in trainer.state.log_history if "grad_norm" in row]
-    frozen = [_policy_is_frozen(trainer.args, row["step"]) for row in logs]
+    logs = [row for row in trainer.state.log_history if "contrastive/in_warmup" in row]  # those with a new batch
+    frozen = [_policy_is_frozen(row, trainer.args, row["step"]) for row in logs]
     assert frozen == [row["grad_norm"] == 0 for row in logs] and len(set(frozen)) == 2
 
 

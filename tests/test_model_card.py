@@ -8,10 +8,18 @@ import torch
 from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
 from test_trainer import length_reward, make
-from tiny_models import letters_reward, tiny_dataset, tiny_model
+from tiny_models import letters_reward, tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
 from trl import GRPOTrainer
 
-from clipo_trl import ContrastiveHead, RolloutEmbedder, __version__, model_card
+from clipo_trl import (
+    CLIPOConSPOConfig,
+    CLIPOConSPOTrainer,
+    CLIPOTrainer,
+    ContrastiveHead,
+    RolloutEmbedder,
+    __version__,
+    model_card,
+)
 from clipo_trl.cli.evaluation_tables import card_entries, summarise
 from clipo_trl.model_card import add_evaluation, base_model, project_link, result_of
 
@@ -259,3 +267,34 @@ def test_the_snippet_runs(trained, tmp_path):
     names = {"prompts": ["hi"], "completions": ["abc"]}
     exec(snippet, names)
     assert isinstance(names["embedder"], RolloutEmbedder) and names["embeddings"].shape == (1, 8)
+
+
+@pytest.mark.parametrize(
+    "settings, paid",
+    [
+        ({}, "close its hidden states are to those of the group's other correct ones"),
+        ({"contrastive_reward_type": "likelihood"}, "likely the policy finds it"),
+        ({"contrastive_reward_type": "negative_entropy"}, "sure the policy is of its tokens"),
+        ({"contrastive_reward_weight": 0.0}, "the verifiable rewards alone are paid"),
+    ],
+    ids=str,
+)
+def test_what_is_paid(tmp_path, settings, paid):
+    trainer = CLIPOTrainer(
+        tiny_model(),
+        letters_reward,
+        tiny_config(tmp_path, **settings),
+        train_dataset=tiny_dataset(),
+        processing_class=tiny_tokenizer(),
+    )
+    assert paid in card_of(trainer).text and "`dapo`, epsilon 0.2" in facts(card_of(trainer))["policy loss"]
+
+
+@pytest.mark.parametrize(
+    "scale, paid", [(0.0, "the verifiable rewards alone are paid"), (1.0, "a rollout is paid for")]
+)
+def test_what_conspo_pays(tmp_path, scale, paid):
+    config = tiny_config(tmp_path, CLIPOConSPOConfig, conspo_contrastive_scale=scale)
+    data = {"train_dataset": tiny_dataset(), "processing_class": tiny_tokenizer()}
+    card = card_of(CLIPOConSPOTrainer(tiny_model(), letters_reward, config, **data))
+    assert paid in card.text and facts(card)["policy loss"].startswith("ConSPO, temperature 10, margin up to 0.01, KL")

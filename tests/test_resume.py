@@ -14,10 +14,12 @@ import pytest
 import torch
 from huggingface_hub.utils import filter_repo_objects
 from test_trainer import letters_reward, make, rows, same, tiny_dataset, trained, weights
+from tiny_models import tiny_config, tiny_tokenizer
 
 from clipo_trl import CLIPOTrainer, ContrastiveHead
 from clipo_trl.checkpoint import ROLLOUTS_NAME, STATE_NAME, last_whole_checkpoint
 from clipo_trl.head import HEAD_FOLDER, load_head
+from clipo_trl.plain import MendedGRPOTrainer
 
 
 EVERY_STEP = {"save_strategy": "steps", "save_steps": 1}
@@ -300,6 +302,7 @@ def test_rollouts_of_an_earlier_run_of_more_processes_are_removed(tmp_path):
         ("steps_per_generation", 2, 1),
         ("num_iterations", 1, 2),
         ("num_generations", 4, 8),
+        ("gradient_accumulation_steps", 1, 2),
     ],
 )
 def test_rollouts_of_another_batch_size_are_made_again(field, before, value, tmp_path, caplog):
@@ -380,3 +383,20 @@ def test_the_head_goes_to_the_hub(strategy, places, tmp_path, monkeypatch):
             step != 1 and copy != hub.uploads[0][1] or strategy == "end"
         )
         assert not (copy / f"_{HEAD_FOLDER}").exists()
+
+
+@pytest.mark.parametrize("trainer_class", [CLIPOTrainer, MendedGRPOTrainer])
+def test_a_reference_that_comes_with_resuming(trainer_class, tmp_path, model_path, caplog):
+    """Rollouts that wait were made without `beta`, so without log-probabilities under the reference."""
+    settings = {"steps_per_generation": 2, "per_device_train_batch_size": 4, **EVERY_STEP}
+
+    def run(folder, checkpoint=None, **more):
+        data = {"train_dataset": tiny_dataset(), "processing_class": tiny_tokenizer()}
+        trainer = trainer_class(model_path, letters_reward, tiny_config(folder, **settings | more), **data)
+        trainer.train(checkpoint)
+        return trainer
+
+    run(tmp_path, max_steps=1)
+    resumed = run(tmp_path / "again", str(tmp_path / "checkpoint-1"), max_steps=3, beta=0.1)
+    assert "`beta` is 0.1, which needs" in caplog.text and "made again" in caplog.text
+    assert resumed.state.global_step == 3 and "warm-up" not in caplog.text

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from rich.console import Console
 from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import ModelConfig
+from trl import GRPOTrainer, ModelConfig
 
 import train
 from clipo_trl import CLIPOConfig, CLIPOTrainer, ContrastiveHead
@@ -477,3 +477,25 @@ def test_one_process_checks_for_all(tmp_path):
 def test_script_arguments_clash_with_no_other_field():
     fields = [set(cls.__dataclass_fields__) for cls in (train.ScriptArguments, CLIPOConfig, ModelConfig)]
     assert not (fields[0] & fields[1] or fields[0] & fields[2] or fields[1] & fields[2])
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ("--contrastive_success_rewards nope", "`contrastive_success_rewards`"),
+        ("--contrastive_step_reward nope", "`contrastive_step_reward`"),
+        ("--reward_weights 1 1 1", "`reward_weights` has 3 entries"),
+        ("--dynamic_sampling true --dynamic_sampling_rewards nope", "`dynamic_sampling_rewards`"),
+        ("--algorithm conspo --contrastive false --contrastive_success_rewards nope", "`contrastive_success_rewards`"),
+    ],
+)
+def test_rewards_that_do_not_fit_are_told_before_a_model_is_loaded(run, monkeypatch, options, message):
+    monkeypatch.setattr(GRPOTrainer, "__init__", lambda *args, **kwargs: pytest.fail("a trainer was made first"))
+    with pytest.raises(UsageError, match=message):
+        run("--max_steps 1", options)
+
+
+def test_a_choice_in_a_file_is_checked_as_one_on_the_command_line(run, tmp_path):
+    (tmp_path / "c.yaml").write_text("console: tabel")
+    with pytest.raises(ValueError, match="`console` is 'tabel'.*'table', 'full'"):
+        run("--max_steps 1 --config", str(tmp_path / "c.yaml"))

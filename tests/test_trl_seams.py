@@ -21,16 +21,21 @@ from trl import __version__ as trl_version
 from trl.models.utils import _ForwardRedirection
 
 from clipo_trl.cli.doctor import range_of
-from clipo_trl.conspo_trainer import ConSPOMixin
+from clipo_trl.conspo_trainer import ConSPOMixin, ConSPOTrainer
+from clipo_trl.dapo import DAPOTrainer
 from clipo_trl.dynamic_sampling import DynamicSamplingMixin
 from clipo_trl.model_card import TRL_CITATION
 from clipo_trl.parent_shapes import end_tokens
+from clipo_trl.plain import MendedGMPOTrainer, MendedGRPOTrainer
 from clipo_trl.scoring import ScoringMixin
 from clipo_trl.sharing import SharingMixin
 from clipo_trl.trainer import CLIPOMixin
 from clipo_trl.upstream.continuous_batching import ContinuousBatchingMixin
 from clipo_trl.upstream.evaluation import EvaluationMixin
 from clipo_trl.upstream.exact_resume import ExactResumeMixin
+from clipo_trl.upstream.mended import MendedMixin
+from clipo_trl.upstream.vllm_weights import VLLMWeightsMixin
+from clipo_trl.upstream.zero3_order import ZeRO3OrderMixin
 
 
 TRL = Version(trl_version)
@@ -280,15 +285,10 @@ def test_a_checkpoint_ends_with_the_trainer_state():
 
 def test_nothing_that_the_mixin_overrides_has_vanished():
     mixins = CLIPOMixin.__mro__[: CLIPOMixin.__mro__.index(object)]
-    assert set(mixins) == {
-        CLIPOMixin,
-        ScoringMixin,
-        SharingMixin,
-        DynamicSamplingMixin,
-        EvaluationMixin,
-        ExactResumeMixin,
-        ContinuousBatchingMixin,
-    }
+    repairs = {EvaluationMixin, ExactResumeMixin, ContinuousBatchingMixin, VLLMWeightsMixin, ZeRO3OrderMixin}
+    assert set(mixins) == {CLIPOMixin, ScoringMixin, SharingMixin, DynamicSamplingMixin, MendedMixin, *repairs}
+    for trainer_class in (DAPOTrainer, ConSPOTrainer, MendedGRPOTrainer, MendedGMPOTrainer):  # none lacks a repair
+        assert repairs <= set(trainer_class.__mro__)
     own = {name for mixin in mixins for name in vars(mixin) if not name.startswith("__")}
     overridden = {name for name in own if hasattr(GRPOTrainer, name)}
     assert overridden == {
@@ -323,7 +323,6 @@ def test_nothing_that_the_mixin_overrides_has_vanished():
 def test_nothing_that_conspo_overrides_has_vanished():
     overridden = {name for name in vars(ConSPOMixin) if not name.startswith("__") and hasattr(GRPOTrainer, name)}
     assert overridden == {
-        "_generate",
         "_calculate_rewards",
         "_generate_and_score_completions",
         "_get_per_token_logps_and_entropies",

@@ -11,7 +11,8 @@ from tiny_models import letters_reward, tiny_config, tiny_dataset, tiny_model, t
 from trl import GRPOConfig, GRPOTrainer
 from trl.generation.vllm_generation import VLLMGeneration
 
-from clipo_trl import CLIPOTrainer
+from clipo_trl import CLIPOConfig, CLIPOTrainer, ConSPOConfig, ConSPOTrainer, DAPOConfig, DAPOTrainer
+from clipo_trl.plain import MendedGRPOTrainer
 
 
 class StandInForVLLM:
@@ -174,6 +175,22 @@ def test_truncated_completions_that_are_masked_cost_no_second_pass(tmp_path, sta
     assert any(truncated) and not all(truncated)
     assert_right(trainer)
     assert "contrastive/extra_forward_passes" not in trainer.state.log_history[0]
+
+
+@pytest.mark.parametrize(
+    "trainer_class, config_class",
+    [(MendedGRPOTrainer, CLIPOConfig), (DAPOTrainer, DAPOConfig), (ConSPOTrainer, ConSPOConfig)],
+)
+def test_without_a_head_the_engine_gets_the_weights_as_with_one(tmp_path, stand_in, trainer_class, config_class):
+    """The best model's after a training: the number of the step says nothing of them."""
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps"}
+    config = tiny_config(tmp_path, config_class, use_vllm=True, max_steps=2, save_steps=1, **best)
+    data = {"train_dataset": tiny_dataset(), "eval_dataset": tiny_dataset(2), "processing_class": tiny_tokenizer()}
+    trainer = trainer_class(tiny_model(), letters_reward, config, **data)
+    trainer.train()
+    before = trainer.vllm_generation.syncs
+    trainer.predict(tiny_dataset(2))
+    assert trainer.vllm_generation.syncs == before + 1
 
 
 def vllm_model(folder):

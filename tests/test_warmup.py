@@ -172,7 +172,7 @@ def test_a_warm_up_made_shorter_on_resuming(tmp_path, model_path, caplog):
         caplog.clear()
         resumed = run(0, str(tmp_path / f"checkpoint-{step}"))
         assert resumed.learned == list(range(step, 6)) and resumed.state.log_history[-2]["kl"] > 0
-        assert ("they are made again" in caplog.text) == waiting
+        assert ("which needs log-probabilities under the reference" in caplog.text) == waiting
 
 
 def test_another_run_of_a_trainer_goes_on_elsewhere_without_a_warm_up(tmp_path):

@@ -22,12 +22,13 @@ from ..algorithms import find_algorithm
 from ..head import ContrastiveHead, check_hidden_size, head_settings, resolve_saved_head
 from ..hidden_states import HiddenStateReader
 from ..parent_shapes import CLIPOArguments
-from ..success import SuccessRule, check_step_reward, find_success_rule
+from ..success import SuccessRule, find_success_rule
 from .command_line import argument_errors
 from .data import check_chat_template
-from .run_choices import adapted, explain_capture_mode, memory_line, model_without_weights, weights_of
+from .rewards import COMPARE_GOLDS, check_rewards, weights_of
+from .run_choices import adapted, explain_capture_mode, memory_line, model_without_weights
 from .run_plan import Plan, describe_run, start_table
-from .train import COMPARE_GOLDS, ScriptArguments
+from .train import ScriptArguments
 
 
 NAMED_ROWS = 3  # golds that cannot be parsed, in the table
@@ -91,15 +92,13 @@ def preview_of(
 ) -> Preview:
     """What the trainer would make of rewards and head; a `ValueError` as the trainer raises it."""
     length = args.max_completion_length
-    names = [
-        get_callable_name(get_reward_func(name, max_completion_length=length)) for name in script_args.reward_funcs
-    ]
+    functions = [get_reward_func(name, max_completion_length=length) for name in script_args.reward_funcs]
+    check_rewards(script_args, args, functions)
+    names = [get_callable_name(function) for function in functions]
     weights = weights_of(args, names)
     head = rule = None
     if script_args.contrastive:
-        step_reward = args.contrastive_step_reward
-        check_step_reward(step_reward, names)
-        rule = find_success_rule(names, weights, args.contrastive_success_rewards, step_reward)
+        rule = find_success_rule(names, weights, args.contrastive_success_rewards, args.contrastive_step_reward)
         hidden = model.config.get_text_config().hidden_size
         resolved, head = resolve_saved_head(args)
         if head is None:

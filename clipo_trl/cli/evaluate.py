@@ -24,7 +24,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 from transformers.utils import logging
 
-from reward_funcs import check_golds, get_reward_func, math_accuracy_reward, verifiable_reward
+from reward_funcs import check_golds, get_reward_func
 from reward_funcs.completions import last_boxed
 from reward_funcs.errors import UsageError
 from reward_funcs.multiple_choice import options_of
@@ -61,6 +61,7 @@ from .evaluation_tables import (
 )
 from .parsing import parse
 from .reward_call import call_reward
+from .rewards import COMPARE_GOLDS
 from .sampling import SAMPLERS, Completion, Decoding, completion_seed
 
 
@@ -167,8 +168,6 @@ class EvaluationArguments:
             if len(self.compare) != 2:
                 raise ValueError(f"`compare` is {self.compare}, but needs two folders of evaluations.")
             return
-        if self.backend not in SAMPLERS:  # the YAML file's, which the parser does not check
-            raise ValueError(f"`backend` is {self.backend!r}, but must be one of {', '.join(SAMPLERS)}.")
         if self.num_samples < 1:
             raise ValueError(f"`num_samples` is {self.num_samples}, but must be 1 or more.")
         if self.batch_size is not None and self.batch_size < 1:
@@ -218,7 +217,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     # Reward #
     ##########
     reward_func = get_reward_func(args.reward_func, max_completion_length=args.max_completion_length)
-    if reward_func in (verifiable_reward, math_accuracy_reward):
+    if reward_func in COMPARE_GOLDS:
         for dataset in datasets.values():
             check_golds(dataset, max_unparsable_share=1.0)  # lists them; the records show what became of their answers
 

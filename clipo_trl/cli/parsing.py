@@ -10,6 +10,7 @@ from trl import TrlParser
 
 from reward_funcs.errors import UsageError
 
+from ..value_checks import check_choice
 from .command_line import ENVIRONMENT, check_names, read_config, read_configs, split_configs
 
 
@@ -50,4 +51,9 @@ def parse(classes: Sequence[Any], argv: Sequence[str] | None = None) -> tuple[An
         raise UsageError(
             f"The command line has {surplus}, which belong to no option. Remove them, or name their option."
         )
+    for instance in parsed:
+        for one in fields(instance):  # the parser checks those of words alone, not those of a file
+            value, choices = getattr(instance, one.name), one.metadata.get("choices")
+            if choices and isinstance(value, str):
+                check_choice(one.name, value, tuple(choices))
     return tuple(parsed)

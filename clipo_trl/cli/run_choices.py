@@ -25,16 +25,12 @@ from ..success import find_success_rule
 from .command_line import argument_errors
 from .doctor import Row, installed_version, range_of
 from .memory import describe_memory, estimate, prompt_length, quantized, shape_of
-from .run_plan import describe_success
-from .train import COMPARE_GOLDS, ScriptArguments, parse_arguments
+from .rewards import USE_WORKERS, weights_of
+from .run_plan import CAPTURE_MODES, describe_success
+from .train import ScriptArguments, parse_arguments
 
 
 ON_CPU = ["--use_cpu", "true", "--bf16", "false"]
-CAPTURE_MODES = {
-    "fused": "in TRL's own scoring pass",
-    "decode": "while `generate` decodes",
-    "forward": "in an extra pass over the decoder",
-}
 JUDGES = {"named": " (named by contrastive_success_rewards)", "only": " (no other reward judges answers)"}
 
 
@@ -184,18 +180,8 @@ def explain_success(args: CLIPOArguments, functions: list[Callable]) -> str:
     return describe_success(rule, args.contrastive_success_threshold) + JUDGES.get(rule.choice, "")
 
 
-def weights_of(args: CLIPOArguments, names: list[str]) -> list[float]:
-    """The weight of each reward function; a [`UsageError`] if there are more weights than functions, or fewer."""
-    weights = [1.0] * len(names) if args.reward_weights is None else args.reward_weights
-    if len(weights) != len(names):
-        raise UsageError(
-            f"`reward_weights` has {len(weights)} entries, but `reward_funcs` has {len(names)}: give one for each."
-        )
-    return weights
-
-
 def explain_checks(functions: list[Callable]) -> str:
-    if not COMPARE_GOLDS & set(functions):
+    if not USE_WORKERS & set(functions):
         return "checked in the training process: no reward of this run compares values"
     workers = default_num_workers()
     return f"checked by {workers} worker process{'es' if workers > 1 else ''} beside each training process"

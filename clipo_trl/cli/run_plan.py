@@ -23,6 +23,12 @@ from .memory import count_parameters, describe_memory, estimate, prompt_length, 
 
 logger = get_logger(__name__)
 
+CAPTURE_MODES = {
+    "fused": "in TRL's own scoring pass",
+    "decode": "while `generate` decodes",
+    "forward": "in an extra pass over the decoder",
+}
+
 
 class Plan(NamedTuple):
     """What the batch sizes multiply out to. A generation batch: P prompts with G rollouts each, sampled together."""
@@ -163,8 +169,18 @@ def describe_batches(args: CLIPOArguments, plan: Plan) -> dict[str, str]:
         f"{plan.prompts * G // n_processes:,} a process",
         "optimizer step": f"{plan.prompts_per_step:,g} prompts x {G} rollouts = {processes} x "
         f"{args.per_device_train_batch_size} rollouts x {args.gradient_accumulation_steps} accumulated",
+        **describe_dynamic_sampling(args),
         "the run": f"{plan.generation_batches:,} generation batches, {plan.optimizer_steps:,} optimizer steps",
     }
+
+
+def describe_dynamic_sampling(args: Any) -> dict[str, str]:
+    if not getattr(args, "dynamic_sampling", False):
+        return {}
+    by = args.dynamic_sampling_rewards
+    judge = "what decides success" if by is None else " + ".join(by)
+    attempts = args.dynamic_sampling_max_attempts
+    return {"dynamic sampling": f"up to {attempts} attempts at groups in which {judge} has a spread"}
 
 
 def _paid_loss(args: Any) -> str:
@@ -202,8 +218,15 @@ def describe_clipo(trainer: Any, plan: Plan) -> dict[str, str]:
         "contrastive reward": reward,
         "success": describe_success(trainer.success_rule, args.contrastive_success_threshold),
         "step checker": args.contrastive_step_reward or "none",
+        **_capture(trainer),
         "warm-up": f"first {warmup:,} generation batches: head learns, policy {policy}" if warmup else "none",
     }
+
+
+def _capture(trainer: Any) -> dict[str, str]:
+    """Where hidden states are read; nothing of what only describes a trainer."""
+    states = getattr(trainer, "states", None)
+    return {} if states is None else {"hidden states": f"{states.mode}, {CAPTURE_MODES[states.mode]}"}
 
 
 def describe_success(rule: SuccessRule, threshold: float) -> str:

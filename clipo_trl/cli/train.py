@@ -12,23 +12,19 @@ command line, which has the last word. Of several files the later ones win, fiel
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from accelerate.logging import get_logger
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from rich.console import Console
 from rich.text import Text
 from transformers import AutoTokenizer
 from trl import DatasetMixtureConfig, GRPOTrainer, ModelConfig, get_peft_config, get_quantization_config
 
-from reward_funcs import check_golds, get_reward_func, math_accuracy_reward, verifiable_reward
 from reward_funcs.errors import UsageError
 
 from ..algorithms import find_algorithm
@@ -46,6 +42,7 @@ from .data import check_chat_template, drop_long_prompts, load_named_prompts, lo
 from .mixture import load_mixture
 from .output_folder import check_output_folder, remove_report
 from .parsing import parse
+from .rewards import load_reward_funcs
 from .run_plan import describe_run, earlier_checkpoint, plan_run, start_table
 from .stopping import StopCallback, describe_stop
 
@@ -53,7 +50,6 @@ from .stopping import StopCallback, describe_stop
 logger = get_logger(__name__)
 
 CONSOLES = ("table", "full")
-COMPARE_GOLDS = {verifiable_reward, math_accuracy_reward}  # by value, in worker processes
 
 
 @dataclass
@@ -319,29 +315,6 @@ def load_training_set(script_args: ScriptArguments, seed: int) -> tuple[Dataset,
         return load_mixture(script_args, seed=seed, **options)
     [name] = script_args.dataset_names
     return load_prompts(name, script_args.dataset_config, script_args.dataset_train_split, **options), None
-
-
-def load_reward_funcs(script_args: ScriptArguments, training_args: CLIPOArguments, train_dataset: Dataset) -> list:
-    """The reward functions by their names; golds that they could not read stop the run here."""
-    length = training_args.max_completion_length
-    reward_funcs = [get_reward_func(name, max_completion_length=length) for name in script_args.reward_funcs]
-    if COMPARE_GOLDS & set(reward_funcs):
-        on_one_process(partial(check_golds, train_dataset, script_args.max_unparsable_share))
-    return reward_funcs
-
-
-def on_one_process(check: Callable[[], Any]) -> None:
-    """Run a check on the first process; its error is raised on all, so that none waits for another."""
-    found: Exception | None = None
-    if PartialState().is_main_process:
-        try:
-            check()
-        except Exception as error:
-            known = isinstance(error, UsageError)  # which can travel; of others, what they say does
-            found = error if known else RuntimeError(f"{type(error).__name__}: {error}")
-    [found] = broadcast_object_list([found])
-    if found is not None:
-        raise found
 
 
 def save(trainer: GRPOTrainer, script_args: ScriptArguments) -> None:

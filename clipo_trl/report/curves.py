@@ -157,8 +157,8 @@ def number(value: Any) -> float:
 # ---------------------------------------------------------------------- drawing
 
 
-def draw_panel(panel: Panel, logs: Logs, frozen_steps: int = 0) -> "Figure":
-    """`frozen_steps`: a frozen warm-up, shaded."""
+def draw_panel(panel: Panel, logs: Logs, frozen_steps: int = 0, frozen_from: int = 0) -> "Figure":
+    """`frozen_from` to `frozen_steps`: a frozen warm-up, shaded."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -174,7 +174,14 @@ def draw_panel(panel: Panel, logs: Logs, frozen_steps: int = 0) -> "Figure":
     axes.set_xlabel("training step")
     if frozen_steps:
         low, high = axes.get_xlim()
-        axes.axvspan(low, min(frozen_steps, high), color=LIGHT["rule"], alpha=0.45, linewidth=0, zorder=0)
+        axes.axvspan(
+            max(frozen_from, low) if frozen_from else low,
+            min(frozen_steps, high),
+            color=LIGHT["rule"],
+            alpha=0.45,
+            linewidth=0,
+            zorder=0,
+        )
         axes.set_xlim(low, high)
     return figure
 

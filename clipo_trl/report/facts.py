@@ -29,8 +29,9 @@ def run_facts(trainer: Any, description: dict[str, str] | None, starts: list[dic
 
     Returns:
         `dict`, ready for JSON: `method`, `description`, `settings` (all of them), `changed` (names of those that
-        differ from their default), `max_steps`, `frozen_steps`, `rewards` (weights by name), `success` (the rule and
-        its threshold), `versions`, `device`, `processes`, `starts` (time and step of each).
+        differ from their default), `max_steps`, `frozen_from` and `frozen_steps` (of a frozen warm-up: its first
+        optimizer step and the one after its last), `rewards` (weights by name), `success` (the rule and its
+        threshold), `versions`, `device`, `processes`, `starts` (time and step of each).
     """
     args, state = trainer.args, trainer.state
     with_clipo = isinstance(trainer, CLIPOMixin)
@@ -41,6 +42,7 @@ def run_facts(trainer: Any, description: dict[str, str] | None, starts: list[dic
         "settings": without_tokens(args.to_dict()),
         "changed": changed_settings(args),
         "max_steps": state.max_steps,
+        "frozen_from": trainer.warmup.start if with_clipo else 0,
         "frozen_steps": trainer.warmup.start + trainer.warmup.frozen_steps if with_clipo else 0,
         "rewards": dict(zip(trainer.reward_func_names, trainer.reward_weights.tolist(), strict=True)),
         "success": {"rewards": trainer.success_rule.names, "threshold": args.contrastive_success_threshold}

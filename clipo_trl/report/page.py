@@ -178,10 +178,10 @@ def findings(record: TrainingRecord) -> list[Finding] | None:
 
 
 def curve_pictures(record: TrainingRecord, shown: list[Panel]) -> list[Picture]:
-    frozen_steps = record.facts.get("frozen_steps", 0)
+    frozen = [record.facts.get(name, 0) for name in ("frozen_steps", "frozen_from")]
 
     def draw(place: int, panel: Panel) -> Markup:
-        figure = draw_panel(panel, record.logs, frozen_steps)
+        figure = draw_panel(panel, record.logs, *frozen)
         return Markup(to_svg(figure, f"curve{place}", f"{panel.title}, by training step"))
 
     return [Picture(panel.title, drawing(draw, place, panel), panel) for place, panel in enumerate(shown)]

@@ -45,8 +45,8 @@ class EmbeddingSnapshot:
         embeddings_PGD (`np.ndarray` of shape `(P, G, D)`): unit embeddings, in half precision.
         correct_PG, valid_PG (`np.ndarray` of shape `(P, G)`, bool): success label; False where a rollout counts for
             nothing.
-        agreement_PG (`np.ndarray` of shape `(P, G)`): agreement with the group's other correct rollouts, NaN where
-            there is none.
+        agreement_PG (`np.ndarray` of shape `(P, G)`): mean cosine to the group's other correct rollouts, less the
+            group's mean, NaN where there is none.
     """
 
     step: int

@@ -105,7 +105,8 @@ class ExactResumeMixin(GRPOTrainerShape):
 
     def _batch_settings(self) -> dict[str, Any]:
         """What waiting rollouts are cut by, and hold."""
-        names = ("num_generations", "per_device_train_batch_size", "steps_per_generation", "num_iterations")
+        sizes = ("num_generations", "per_device_train_batch_size", "gradient_accumulation_steps")
+        names = (*sizes, "steps_per_generation", "num_iterations")
         settings = {name: getattr(self.args, name) for name in names}
         return settings | {
             "vllm_importance_sampling_correction": self.use_vllm and self.args.vllm_importance_sampling_correction
@@ -141,4 +142,14 @@ class ExactResumeMixin(GRPOTrainerShape):
         before, now = rollouts.get("batch", {}), self._batch_settings()
         if changed := [f"`{name}` was {old} and is {now[name]}" for name, old in before.items() if now[name] != old]:
             return f"{checkpoint}: {', '.join(changed)}. The run goes on, but not bit for bit, and {again}"
+        waiting = rollouts["buffered_inputs"]
+        if self.beta and waiting and self._trains_on_waiting() and "ref_per_token_logps" not in waiting[0]:
+            return (
+                f"`beta` is {self.beta:g}, which needs log-probabilities under the reference, but {checkpoint} was saved where none "
+                f"were computed: {again}"
+            )
         return None
+
+    def _trains_on_waiting(self) -> bool:
+        """Whether the policy's next step is on the rollouts that a checkpoint has."""
+        return True

@@ -16,6 +16,16 @@ from torch import nn
 from ..parent_shapes import GRPOTrainerShape
 
 
+class ZeRO3OrderMixin(GRPOTrainerShape):
+    """Over a `GRPOTrainer`-shaped class: what generating leaves does not disturb training."""
+
+    def _generate(self, prompts):
+        try:
+            return super()._generate(prompts)
+        finally:
+            forget_order_of_layers(self)
+
+
 def forget_order_of_layers(trainer: GRPOTrainerShape) -> None:
     """After generating: have DeepSpeed trace the order anew. Does nothing where there is none."""
     plugin = trainer.accelerator.state.deepspeed_plugin
