@@ -18,9 +18,10 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from .completions import completion_texts
-from .equation_text import ABSOLUTE, WORD_CODES, Token, scale_of, tokens_of
+from .equation_text import ABSOLUTE, LATEX, SPOKEN, UNIT_LETTERS, WORD_CODES, Token, scale_of, tokens_of
 
 
+MAX_CHARACTERS = 100_000  # that are read of a text
 MAX_TOKENS = 200  # of a side
 MAX_DECIMALS = 9  # beyond them a number is as a computer prints it: 0.47119999999999995
 MAX_EXPONENT = 64
@@ -31,7 +32,15 @@ SIDE = re.compile(
     rf"[MP]{{0,8}}[NU]{WORDS}(?:Q{WORDS})*(?:[OMK](?:H*[MP]{{0,8}}[NU]|[{WORD_CODES}]){WORDS}(?:Q{WORDS})*)*"
 )
 # Something unclear, words as an operand, `3 squared`, `10 with remainder 1`, `two parrots * 14`
-NOT_ARITHMETIC = re.compile(rf"U|[OMK]H*(?:[WCDAT&#]|H(?![HNMPU]))|[NQ][WHT]?D|#[{WORD_CODES}]{{0,6}}[OMK]")
+NOT_ARITHMETIC = re.compile(rf"U|[OMK]H*(?:[WCDAT&#]|H(?![HNMPU]))|[NQ][WHT]{{0,2}}D|#[{WORD_CODES}]{{0,6}}[OMK]")
+# Behind a right side: a question, `3, remainder 2`, `3 R2`, `3 (mod 12)`
+NOT_MEANT_AFTER = re.compile(
+    r"[\s$*_`)}\\\]]{0,6}\?|[ ,($]{0,4}(?:with\s|and\s)?(?:an?\s|the\s)?(?:remainder|rem\b|r\s?[0-9]|\\?[pb]?mod\b)",
+    re.IGNORECASE,
+)
+UNSIZED = frozenset([*UNIT_LETTERS, "mile", "miles", "ton", "tons", "nickel", "nickels", "dime", "dimes"])
+OPERATION_SIGNS = {**SPOKEN, **LATEX}
+OPERATION_WORDS = re.compile("|".join(rf"\b{word}\b" for word in SPOKEN) + "|" + "|".join(map(re.escape, LATEX)))
 COMPOUND_AFTER, COMPOUND_BEFORE = re.compile("&?NT"), re.compile("NT&?$")  # `5 hours and 30 minutes`
 OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
     "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "^": operator.pow,
@@ -132,8 +141,15 @@ def sound_equations_reward(
 
 
 def _different(text: str) -> dict[str, bool]:
-    """Verdicts on the different equations of a text, by their numbers and signs."""
-    return {re.sub(r"[A-Za-z\s$]", "", text[found.start : found.end]): found.holds for found in find_equations(text)}
+    """Verdicts on the different equations of a text, by their numbers and operations; the worst one of each."""
+    verdicts: dict[str, bool] = {}
+    for found in find_equations(text):
+        signs = OPERATION_WORDS.sub(
+            lambda words: OPERATION_SIGNS[words.group()], text[found.start : found.end].lower()
+        )
+        key = re.sub(r"[a-z\s$]", "", signs)
+        verdicts[key] = verdicts.get(key, True) and found.holds
+    return verdicts
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -146,9 +162,10 @@ def find_equations(text: str) -> list[Equation]:
     The equations of a text that can be checked, in order.
 
     Args:
-        text (`str`): Free text, LaTeX or Markdown among it. docs/rewards.md says what is read, and how reliably.
+        text (`str`): Free text, LaTeX or Markdown among it; its first 100,000 characters are read. docs/rewards.md
+            says what is read, and how reliably.
     """
-    tokens = tokens_of(text)
+    tokens = tokens_of(text[:MAX_CHARACTERS])
     codes = "".join(token.code for token in tokens)
     spans = [match.span() for match in SIDE.finditer(codes)]
     starts, ends = dict(spans), {end: start for start, end in spans}
@@ -159,13 +176,14 @@ def find_equations(text: str) -> list[Equation]:
         begin, is_about = index + 1, tokens[index].text != "="
         while codes.startswith("A", begin):
             begin, is_about = begin + 1, True
-        if begin not in starts or text[tokens[starts[begin] - 1].end :][:1] == "?":
+        if begin not in starts:
             continue
         left, right = (
             _left_side(tokens, codes, ends[index], index),
             _right_side(tokens, codes, begin, starts[begin]),
         )
-        verdict = _verdict(left, right, is_about)
+        is_meant = right.tokens and NOT_MEANT_AFTER.match(text, right.tokens[-1].end) is None
+        verdict = _verdict(left, right, is_about) if is_meant else None
         if verdict is not None:
             found.append(Equation(verdict, left.tokens[0].start, tokens[index].start, right.tokens[-1].end))
     return found
@@ -202,6 +220,11 @@ def _right_side(tokens: Sequence[Token], codes: str, start: int, end: int) -> Si
     ends_oddly = (
         codes.startswith(("O", "M", "K"), end)
         or codes[end - 1 : end + 1] in ("NU", "QU")
+        or codes[end - 1 : end + 1] in ("NP", "QP")
+        and tokens[end].text == "("  # a product: `90 (1 + 1)`
+        or codes.startswith("S", end)
+        and tokens[end].text == "!"
+        and {"O", "M"} & set(codes[start:end])  # `5 * 4!`
         or (codes[end - 1] in "T&" and "T" in codes[end - 2 : end] and COMPOUND_AFTER.match(codes, end))
     )
     return Side(tuple(tokens[start:end]), depth == 0 and not ends_oddly and _is_arithmetic(codes[start:end]), False)
@@ -226,9 +249,32 @@ def _verdict(left: Side, right: Side, is_about: bool) -> bool | None:
     try:
         have_units = all(any(t.code == "T" and t.text not in ABSOLUTE for t in side.tokens) for side in (left, right))
         readings = (*READINGS, ALL_UNITS) if have_units else READINGS
-        return any(_equal(left, right, reading, is_about) for reading in readings)
+        holds = any(_equal(left, right, reading, is_about) for reading in readings)
     except TooLarge:
         return None
+    is_estimate = is_about and left.number is None and right.number is None  # `49 * 21 ≈ 50 * 20`
+    unclear = is_estimate or _mixes_units(left, right) or _adds_percent(left) or _adds_percent(right)
+    return None if unclear and not holds else holds
+
+
+def _mixes_units(left: Side, right: Side) -> bool:
+    """Whether units without a size of their own are added to others: `1 kg - 250 g = 750 g`."""
+    tokens = (*left.tokens, *right.tokens)
+    units = [token for token in tokens if token.code in "WT"]
+    if {token.text for token in tokens if token.code in "OMK"} - {"+", "-"}:
+        return False
+    has_size = any(token.code == "T" and token.text not in ABSOLUTE for token in units)
+    return has_size and any(token.code == "W" and token.text in UNSIZED for token in units)
+
+
+def _adds_percent(side: Side) -> bool:
+    """Whether a percentage is added to an amount, which may mean a share of it: `$50 - 20%`."""
+    codes = "".join(token.code for token in side.tokens)
+    return any(
+        side.tokens[place.start()].text in "+-" and side.tokens[place.end() - 1].text == "%"
+        and side.tokens[place.start() - 1].text != "%"
+        for place in re.finditer("(?<=.)[OM]NT", codes)
+    )  # fmt: skip
 
 
 def _is_a_name(left: Side) -> bool:

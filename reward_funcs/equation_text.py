@@ -36,7 +36,7 @@ GLUED = frozenset("mph kph cal kcal pts".split())  # units that may touch their 
 HARMLESS = frozenset("a an another the his her their its all those these this that other additional extra".split())
 ABOUT = frozenset("about approximately around roughly nearly almost approx ~".split())
 CHANGING = frozenset(
-    "half twice thrice double triple quadruple times plus minus negative sqrt root log square cube".split()
+    "half twice thrice double triple quadruple times plus minus negative sqrt root log square cube sin cos tan ln".split()
 )
 CHANGING_BEFORE = frozenset(
     "halves squared cubed choose factorial mod modulo remainder rem r divided multiplied am pm".split()
@@ -47,36 +47,38 @@ NUMBER_WORDS = frozenset(
 )
 PARTS = frozenset("third quarter fourth fifth sixth seventh eighth ninth tenth".split())  # before "of"
 SPOKEN = {"times": "*", "multiplied by": "*", "plus": "+", "minus": "-", "divided by": "/", "of": "*"}
-SIGNS = {"−": "-", "–": "-", "—": "-", "×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/", "∕": "/", "＋": "+"}
+SIGNS = {"−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/", "∕": "/", "＋": "+"}
 LATEX = {r"\times": "*", r"\cdot": "*", r"\ast": "*", r"\div": "/"}
 VULGAR = {"½": Fraction(1, 2), "¼": Fraction(1, 4), "¾": Fraction(3, 4), "⅓": Fraction(1, 3), "⅔": Fraction(2, 3)}
 
 GLUED_WORD = re.compile(r"[A-Za-z_]\w{0,30}")
 OPERATION_X = re.compile(r"[xX](?=\s{0,3}[$£€₹\\({\[]{0,4}\.?[0-9])")
+REPEATING = r"(?!\.[0-9(]|\.\\(?:overline|bar|dot)(?![A-Za-z]))"  # `3.(3)`, `3.\overline{3}`; too many decimals
+WITHOUT_MEANING = r"\\(?:ldots|dots|textstyle|therefore|because|checkmark)(?![A-Za-z])"
 MONEY = r"[$£€₹\\({\[]{0,4}"
 TOKEN = re.compile(
     rf"""
     (?P<space>\s+)
   | (?P<mixed>(?P<whole>[0-9]{{1,6}})(?:[ ]and)?[ ](?P<n>[0-9]{{1,6}})/(?P<d>[0-9]{{1,6}})(?![0-9/.^])
            |(?P<whole2>[0-9]{{1,6}})[ ]?(?P<vulgar>[{"".join(VULGAR)}]))
-  | (?P<fraction>(?<![/^*.,0-9])(?P<n2>[0-9]{{1,12}})/(?P<d2>[0-9]{{1,12}})(?![0-9^]|/(?![A-Za-z])|[.,][0-9]|[ ]?\\?%)
+  | (?P<fraction>(?<![/^*.,0-9])(?P<n2>[0-9]{{1,12}})/(?P<d2>[0-9]{{1,12}})(?![0-9²³]|[ ]?(?:\^|\*\*)|/(?![A-Za-z])|[.,][0-9]|[ ]?\\?%)
               |\\[dtc]?frac\s?(?P<n3>[0-9])\s?(?P<d3>[0-9])|[{"".join(VULGAR)}])
   | (?P<clock>[0-9]{{1,12}}:[0-9]{{1,12}}|0[0-9]{{1,12}}(?![0-9.]))
-  | (?P<number>(?:[0-9]{{1,3}}(?:(?:,|\{{,\}})[0-9]{{3}}){{1,6}}|[0-9]{{1,30}})(?![0-9])(?:\.[0-9]{{1,30}}(?![0-9]))?
+  | (?P<number>(?:[0-9]{{1,3}}(?:(?:,|\{{,\}}|,\\!)[0-9]{{3}}){{1,6}}|[0-9]{{1,30}})(?![0-9])(?:\.[0-9]{{1,30}}(?![0-9]))?{REPEATING}
              |(?<![0-9.])\.[0-9]{{1,30}}(?![0-9]))
   | (?P<aside>\([^()0-9=\\$+*/^]{{1,60}}\)|\\(?:text|mathrm|textbf|mathbf|mbox)\s?\{{[^{{}}0-9=]{{0,60}}\}})
   | (?P<linebreak>\\\\)
   | (?P<degree>°|\^\s?\{{?\\circ\}}?)
-  | (?P<stop>[<>!+\-*/:=]=+|=>|->|[<>→⇒⟹∴;:?!|]|\\(?:implies|Rightarrow|rightarrow|to|quad|qquad|newline|le|ge|leq|geq|ne|neq|lt|gt)(?![A-Za-z]))
+  | (?P<stop>\\(?:begin|end)\s?\{{[a-z]{{1,12}}\*?\}}|[<>!+\-*/:=]=+|=>|->|[<>→⇒⟹∴;:?!|—]|\\(?:implies|Rightarrow|rightarrow|to|quad|qquad|newline|le|ge|leq|geq|ne|neq|lt|gt)(?![A-Za-z]))
   | (?P<about>≈|≅|\\approx(?![A-Za-z])|~=)
   | (?P<equals>[=＝])
   | (?P<power>\^|\*\*(?=[0-9({{])|[²³])
-  | (?P<sign>\*(?!\*)(?=\s{{0,3}}{MONEY}[\w.+-])|[+/−–—×·⋅∗÷∕＋-]|\\(?:times|cdot|ast|div)(?![A-Za-z]))
+  | (?P<sign>\*(?!\*)(?=\s{{0,3}}{MONEY}[\w.+-])|[+/−–×·⋅∗÷∕＋-]|\\(?:times|cdot|ast|div)(?![A-Za-z]))
   | (?P<open>[(\[{{]|\\[({{\[](?=\s?[0-9$(.]))
   | (?P<close>[)\]}}])
   | (?P<percent>\\?%|¢|~)
   | (?P<quotient>\\[dtc]?frac(?=\s?\{{))
-  | (?P<skip>\\(?:left|right|displaystyle|boxed|big|Big|bigl|bigr|[,;:! ()\[\]$])|[$£€₹&`"“”'’_#*\\])
+  | (?P<skip>\\(?:left|right|displaystyle|boxed|big|Big|bigl|bigr|[,;:! ()\[\]$])|{WITHOUT_MEANING}|[$£€₹&`"“”'’_#*]|\\(?![A-Za-z]))
   | (?P<dot>[.,])
   | (?P<spoken>(?:is\ |are\ )?equal\ to(?!\w)|(?:multiplied|divided)\ by(?!\w))
   | (?P<word>[^\W\d_]\w{{0,40}}(?:['’][a-z]{{1,3}})?)
@@ -131,6 +133,10 @@ CODES_OF_WORDS = {
     "C": CHANGING, "D": CHANGING_BEFORE, "H": HARMLESS, "A": ABOUT, "&": frozenset(["and"]), "#": NUMBER_WORDS,
 }  # fmt: skip
 UNIT_LETTERS = "mglhs"
+# A part of a number that is not read as one: `2,5`, `12,34,567`, `1\;234`
+CUT_BEFORE, CUT_AFTER = re.compile(r"[0-9](?:,|\\[,;:! ])$"), re.compile(r",[0-9]|\\[,;:! ][0-9]")
+REMAINDER = re.compile("r[0-9]{1,3}")  # `17 / 5 = 3 R2`
+ARTICLE_OF = re.compile(r"\s+[\w\\$.(]")
 HYPHENATED = re.compile("-[a-z]")
 CODES = {
     "stop": "S", "dot": "S", "about": "E", "equals": "E", "open": "P", "close": "Q", "command": "U", "other": "U", "clock": "U",
@@ -196,9 +202,13 @@ class _Scanner:
         return self.add("U" if unclear else "", "", match)
 
     def number(self, match: re.Match) -> int:
-        digits = match.group().replace("{,}", "").replace(",", "")
+        digits = re.sub(r"[^0-9.]", "", match.group())
         decimals = len(digits.partition(".")[2])
+        if self.touches(match.start(), "Q") or CUT_BEFORE.search(self.text, max(match.start() - 3, 0), match.start()):
+            self.tokens.append(Token("U", "", match.start(), match.start()))
         self.add("N", digits, match, value=Fraction(digits), decimals=decimals)
+        if CUT_AFTER.match(self.text, match.end()):
+            return self.add("U", "", match)
         glued = GLUED_WORD.match(self.text, match.end())
         if glued is None or OPERATION_X.match(self.text, match.end()):
             return match.end()
@@ -209,7 +219,7 @@ class _Scanner:
         return match.end() if scale_of(word) or word in GLUED else self.add("U", word, glued)
 
     def aside(self, match: re.Match) -> int:
-        if self.touches(match.start(), "N") and not match.group().startswith("\\"):
+        if self.touches(match.start(), "NQ") and not match.group().startswith("\\"):
             return self.add("U", "", match)  # a product with words
         return self.add_word(match.group().partition("{")[2].strip("{}() ") or "()", match)
 
@@ -224,9 +234,12 @@ class _Scanner:
     def sign(self, match: re.Match) -> int:
         sign = LATEX.get(match.group()) or SIGNS.get(match.group(), match.group())
         before = self.text[match.start() - 1 : match.start()]
-        after = self.text[match.end() : match.end() + 1]
-        if sign == "/" and after.isalpha() or sign == "-" and after.islower() and before.isalnum():
+        after = self.text[match.end() : match.end() + 2]
+        is_hyphen = sign == "-" and before.isalnum() and len(after) == 2 and after.islower() and after.isalpha()
+        if is_hyphen or sign == "/" and after[:1].isalpha():
             return self.add("", "", match)  # `three-day`, `5 miles/hour`
+        if sign == "-" and self.follows("WHT&") and (before.isspace() or before == "$") and not after[:1].isspace():
+            self.tokens.append(Token("U", "", match.start(), match.start()))  # `x is 5 and -2 + 5 = 3`
         return self.add("M" if sign == "-" else "O", sign, match)
 
     def percent(self, match: re.Match) -> int:
@@ -234,7 +247,7 @@ class _Scanner:
 
     def spoken(self, match: re.Match) -> int:
         if match.group().endswith("equal to"):
-            return self.add("E", "=", match)
+            return self.equal_sign(match)
         return self.add_word(match.group(), match)
 
     def word(self, match: re.Match) -> int:
@@ -247,8 +260,14 @@ class _Scanner:
         if word in SPOKEN and self._is_operation(word, match.end()):
             return self.add("M" if SPOKEN[word] == "-" else "O", SPOKEN[word], match)
         if word in ("equals", "equal"):
-            return self.add("E", "=", match)
+            return self.equal_sign(match)
+        is_article = word == "a" and ARTICLE_OF.match(self.text, match.end())
+        is_factor = self.touches(match.start(), "NQ") and match.group().isalpha() and word not in GLUED
+        if word == "a" and not is_article or is_factor and not scale_of(word):  # `2 a + 3`, `(6)(DM)`
+            return self.add("U", word, match)
         if word.removesuffix("s") in PARTS and self.text.startswith(" of", match.end()):
+            return self.add("D", word, match)
+        if REMAINDER.fullmatch(word):
             return self.add("D", word, match)
         for code, words in CODES_OF_WORDS.items():
             if word in words:
@@ -258,6 +277,11 @@ class _Scanner:
         is_unit = word in UNIT_LETTERS and self.follows("N") and not self.touches(match.start(), "N")
         is_name = len(word) == 1 and not is_unit and not HYPHENATED.match(self.text, match.end())
         return self.add("U" if is_name else "W", word, match)
+
+    def equal_sign(self, match: re.Match) -> int:
+        """In words, of which the one before may deny it: `does not equal`."""
+        is_denied = bool(self.tokens) and self.tokens[-1].text.endswith(("not", "n't", "n’t"))
+        return self.add("S" if is_denied else "E", "=", match)
 
     def _is_operation(self, word: str, end: int) -> bool:
         """Whether `of`, `times` and the like stand between two operands: `15% of $80`, but not `2 of the 5`."""

@@ -19,6 +19,12 @@ from reward_funcs.equation_steps import MAX_EXPONENT
 
 
 HOLD = r"""
+762\times 94=71,\!628
+$1,\!234 + 1 = 1,\!235$
+9/3² = 1
+9/3**2 = 1
+She bought 3 books — 3 × 12 = 36 dollars
+so he left a 350*.1 = $35 deposit
 3 + 4 = 7
 So he has 3 + 4 = 7 apples left.
 he has 7 apples (3 + 4 = 7) and more
@@ -78,6 +84,11 @@ half of them, so 20 / 2 = 10 and so on
 """.strip().splitlines()
 
 WRONG = r"""
+10% + 20% = 40%
+60 miles / 2 hours = 31 miles per hour
+1 kg + 250 mg = 3 kg
+3 + 4 = 8. Is that so?
+3 + 4 = 8! Is it?
 3 + 4 = 8
 1,200 * 2 = 2,401
 10/3 = 3
@@ -102,6 +113,55 @@ he has 7 apples (3 + 4 = 8) and more
 """.strip().splitlines()
 
 LEFT_ALONE = r"""
+$2\theta + 30 = 90$
+$180 - 2\theta = 80$
+$2 \times 5\pi \approx 31.4$
+$\lfloor 7/2 \rfloor = 3$
+$\lvert 3-5 \rvert = 2$
+$10 \cos 60^\circ + 5 = 10$
+$3^2 \pi = 9$
+$5 \times 5 = 25\sqrt{3}$
+2 a + 3 = 11
+$c = 2/3$ and $a=0$
+4-a + 15 = 25
+9-4(4-m) = 0
+$\frac{1}{2}ab = 6$
+(6)(10)=(12)(DM)
+\frac12(24)(x) = 120
+Does $3 + 4 = 8$?
+Does \(3 + 4 = 8\)?
+Does **3 + 4 = 8**?
+3 + 4 = 8 ?
+3 + 4 does not equal 8
+3 + 4 is not equal to 8
+3 + 4 doesn't equal 8
+3 + 4 \not= 8
+$7/2+2 = \frac{11}2$
+$\frac{11}2 + 1 = 13/2$
+9 \cdot 20 = 90 (1 + 1)
+120 / 6 = 5 * 4!
+$1\;234 + 1 = 1\;235$
+12,34,567 + 1 = 12,34,568
+2,5 × 2 = 5
+5 / 2 = 2,5
+$10/3 = 3.\overline{3}$
+$1/3 = 0.\dot{3}$
+10/3 = 3.(3)
+1 kg - 250 g = 750 g
+2 m + 50 cm = 250 cm
+1 h + 30 min = 90 min
+1 mile + 880 yards = 1.5 miles
+x is 25.2 and -2 + 5 = 3
+2/3 × 100 ≈ 0.667 × 100
+49 × 21 ≈ 50 × 20
+17 / 5 = 3, remainder 2
+17 / 5 = 3 (remainder 2)
+17/5 = 3 with a remainder of 2
+17 / 5 = 3 R2
+10 + 5 = 3 (mod 12)
+$10 + 5 = 3 \pmod{12}$
+$50 - 20% = $40
+50 + 10% = 55
 5 = 5
 x = 5
 2x + 3 = 11
@@ -296,3 +356,22 @@ def test_no_text_raises():
         text = "".join(draw.choice(pieces) + draw.choice(["", " ", "\n"]) for _ in range(draw.randint(1, 25)))
         for equation in find_equations(text + "= 1"):
             assert equation.start < equation.equals < equation.end
+
+
+@pytest.mark.parametrize(
+    "text, share",
+    [
+        ("8 plus 2 = 16, and 8 times 2 = 16", 0.5),
+        (r"8 \div 2 = 16. Then 8 \times 2 = 16.", 0.5),
+        ("10 / 3 = about 3. So 10 / 3 = 3", 0.0),
+        ("10 / 3 = 3. So 10 / 3 = about 3", 0.0),
+        ("3 + 4 = 7, so 3 apples + 4 apples = 7 apples, and 2 * 2 = 5", 0.5),
+    ],
+)
+def test_a_right_equation_does_not_stand_for_a_wrong_one(text, share):
+    """Equations are the same if numbers and operations are; of the same the worst counts."""
+    assert equation_steps_reward([text]) == [share]
+
+
+def test_a_text_is_read_up_to_a_bound():
+    assert len(find_equations("1 + 1 = 2. " * 20_000)) == 100_000 // 11 + 1
