@@ -44,7 +44,8 @@ def main(options: list[str] | None = None) -> int:
     """`options`: words for `clipo train`, over those of the configuration. Returns the exit status."""
     start = time.perf_counter()
     os.chdir(Path(__file__).parent)
-    check_options(CONFIG, options or [], __doc__)
+    precision = [] if bf16_is_faster() else ["--bf16", "false", "--dtype", "float32"]
+    check_options(CONFIG, [*precision, *(options or [])], __doc__)
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", CHECKPOINTING, FutureWarning)
@@ -84,7 +85,6 @@ def main(options: list[str] | None = None) -> int:
     show(before)
     console.rule("[bold]3  CLIPO")
     transformers.trainer.DEFAULT_PROGRESS_CALLBACK = TrainingBar
-    precision = [] if bf16_is_faster() else ["--bf16", "false", "--dtype", "float32"]
     trainer = train.main(["--config", CONFIG, *precision, *(options or [])])
     console.rule("[bold]4  After CLIPO")
     with console.status("Sampling answers to test problems"):

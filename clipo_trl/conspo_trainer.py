@@ -129,7 +129,8 @@ class ConSPOMixin(MendedMixin):
 
     def _progress(self) -> float:
         """Share of the policy's updates that are done, which the margin grows by."""
-        return self.state.global_step / self.state.max_steps
+        step, max_steps = self.state.global_step, self.state.max_steps
+        return self.warmup.progress(step, max_steps) if isinstance(self, CLIPOMixin) else step / max_steps
 
     def _shares(self, rewards_per_func: torch.Tensor, right_PG: torch.Tensor) -> torch.Tensor | None:
         """What right rollouts count for, `(P, G)`: all the same."""
@@ -158,7 +159,18 @@ class ConSPOMixin(MendedMixin):
                 batch_size=self.args.per_device_train_batch_size,
             )[0]
 
-    # ------------------------------------------------------------------ what the logs tell
+    # ------------------------------------------------------------------ what logs and cards tell
+
+    @property
+    def pays_contrastive_reward(self) -> bool:
+        """Whether the contrastive reward can have a say in the policy's steps: by the weights of right rollouts."""
+        fields = ("contrastive_reward_weight", "conspo_contrastive_scale")
+        return all(getattr(self.args, field, 0) != 0 for field in fields)
+
+    def describe_policy_loss(self) -> str:
+        """The loss that the policy is trained with, for its card."""
+        args = self.args
+        return f"ConSPO, temperature {args.conspo_temperature:g}, margin up to {args.conspo_target_margin:g}"
 
     def _get_per_token_logps_and_entropies(self, *args, **kwargs):
         output = super()._get_per_token_logps_and_entropies(*args, **kwargs)
@@ -236,17 +248,6 @@ class CLIPOConSPOTrainer(ConSPOMixin, CLIPOMixin, GRPOTrainer):
                 f"`contrastive_reward_weight` ({self.args.contrastive_reward_weight}) is: the head is trained and its metrics are "
                 "logged. Set it above 0 for right rollouts to count by their contrastive reward."
             )
-
-    @property
-    def pays_contrastive_reward(self) -> bool:
-        return super().pays_contrastive_reward and self.args.conspo_contrastive_scale != 0
-
-    def describe_policy_loss(self) -> str:
-        args = self.args
-        return f"ConSPO, temperature {args.conspo_temperature:g}, margin up to {args.conspo_target_margin:g}"
-
-    def _progress(self) -> float:
-        return self.warmup.progress(self.state.global_step, self.state.max_steps)
 
     def _shares(self, rewards_per_func: torch.Tensor, right_PG: torch.Tensor) -> torch.Tensor:
         reward_PG = rewards_per_func[:, self._column].nan_to_num().view_as(right_PG)

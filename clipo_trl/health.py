@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from .config import CLIPOConfigMixin
 from .parent_shapes import CLIPOArguments
+from .warmup import steps_of_batches
 
 
 logger = logging.get_logger(__name__)
@@ -87,7 +88,11 @@ def _n_batches(args: CLIPOArguments, step: int) -> float:
 
 
 def _in_warmup(logs: Logs, args: CLIPOArguments, step: int) -> bool:
-    return bool(logs.get(IN_WARMUP))  # a part of the log's batches is enough
+    if IN_WARMUP in logs:
+        return bool(logs[IN_WARMUP])  # a part of the log's batches is enough
+    return step <= steps_of_batches(
+        args.contrastive_warmup_steps, args
+    )  # of a log that has no new batch, or an old one
 
 
 def _policy_is_frozen(logs: Logs, args: CLIPOArguments, step: int) -> bool:

@@ -182,6 +182,8 @@ def find_equations(text: str) -> list[Equation]:
             _left_side(tokens, codes, ends[index], index),
             _right_side(tokens, codes, begin, starts[begin]),
         )
+        if right.tokens and right.tokens[-1].end >= MAX_CHARACTERS:
+            break  # its last number may be a part of one
         is_meant = right.tokens and NOT_MEANT_AFTER.match(text, right.tokens[-1].end) is None
         verdict = _verdict(left, right, is_about) if is_meant else None
         if verdict is not None:
@@ -220,13 +222,9 @@ def _right_side(tokens: Sequence[Token], codes: str, start: int, end: int) -> Si
     ends_oddly = (
         codes.startswith(("O", "M", "K"), end)
         or codes[end - 1 : end + 1] in ("NU", "QU")
-        or codes[end - 1 : end + 1] in ("NP", "QP")
-        and tokens[end].text == "("  # a product: `90 (1 + 1)`
-        or codes.startswith("S", end)
-        and tokens[end].text == "!"
-        and {"O", "M"} & set(codes[start:end])  # `5 * 4!`
+        or codes.startswith("S", end) and tokens[end].text == "!" and {"O", "M"} & set(codes[start:end])  # `5 * 4!`
         or (codes[end - 1] in "T&" and "T" in codes[end - 2 : end] and COMPOUND_AFTER.match(codes, end))
-    )
+    )  # fmt: skip
     return Side(tuple(tokens[start:end]), depth == 0 and not ends_oddly and _is_arithmetic(codes[start:end]), False)
 
 

@@ -54,7 +54,7 @@ VULGAR = {"½": Fraction(1, 2), "¼": Fraction(1, 4), "¾": Fraction(3, 4), "⅓
 GLUED_WORD = re.compile(r"[A-Za-z_]\w{0,30}")
 OPERATION_X = re.compile(r"[xX](?=\s{0,3}[$£€₹\\({\[]{0,4}\.?[0-9])")
 REPEATING = r"(?!\.[0-9(]|\.\\(?:overline|bar|dot)(?![A-Za-z]))"  # `3.(3)`, `3.\overline{3}`; too many decimals
-WITHOUT_MEANING = r"\\(?:ldots|dots|textstyle|therefore|because|checkmark)(?![A-Za-z])"
+WITHOUT_MEANING = r"\\(?:textstyle|therefore|because|checkmark)(?![A-Za-z])"
 MONEY = r"[$£€₹\\({\[]{0,4}"
 TOKEN = re.compile(
     rf"""
@@ -69,7 +69,8 @@ TOKEN = re.compile(
   | (?P<aside>\([^()0-9=\\$+*/^]{{1,60}}\)|\\(?:text|mathrm|textbf|mathbf|mbox)\s?\{{[^{{}}0-9=]{{0,60}}\}})
   | (?P<linebreak>\\\\)
   | (?P<degree>°|\^\s?\{{?\\circ\}}?)
-  | (?P<stop>\\(?:begin|end)\s?\{{[a-z]{{1,12}}\*?\}}|[<>!+\-*/:=]=+|=>|->|[<>→⇒⟹∴;:?!|—]|\\(?:implies|Rightarrow|rightarrow|to|quad|qquad|newline|le|ge|leq|geq|ne|neq|lt|gt)(?![A-Za-z]))
+  | (?P<stop>\\(?:begin|end)\s?\{{[a-z]{{1,12}}\*?\}}|[<>!+\-*/:=]=+|=>|->|[<>→⇒⟹∴;:?!|]|\\(?:implies|Rightarrow|rightarrow|to|quad|qquad|newline|le|ge|leq|geq|ne|neq|lt|gt)(?![A-Za-z]))
+  | (?P<dash>—)
   | (?P<about>≈|≅|\\approx(?![A-Za-z])|~=)
   | (?P<equals>[=＝])
   | (?P<power>\^|\*\*(?=[0-9({{])|[²³])
@@ -82,7 +83,7 @@ TOKEN = re.compile(
   | (?P<dot>[.,])
   | (?P<spoken>(?:is\ |are\ )?equal\ to(?!\w)|(?:multiplied|divided)\ by(?!\w))
   | (?P<word>[^\W\d_]\w{{0,40}}(?:['’][a-z]{{1,3}})?)
-  | (?P<command>\\[A-Za-z]+)
+  | (?P<command>\\[A-Za-z]+(?:_(?:[0-9A-Za-z]|\{{[^{{}}]{{0,20}}\}}))?)
   | (?P<other>[0-9]+|.)
     """,
     re.VERBOSE | re.DOTALL,
@@ -134,7 +135,9 @@ CODES_OF_WORDS = {
 }  # fmt: skip
 UNIT_LETTERS = "mglhs"
 # A part of a number that is not read as one: `2,5`, `12,34,567`, `1\;234`
-CUT_BEFORE, CUT_AFTER = re.compile(r"[0-9](?:,|\\[,;:! ])$"), re.compile(r",[0-9]|\\[,;:! ][0-9]")
+CUT_BEFORE = re.compile(r"[0-9](?:,|\\[,;:! ])$")
+CUT_AFTER = re.compile(r",[0-9]+(?!\s?[-+*/×÷=^0-9])|\\[,;:! ][0-9]")
+OPERATES = re.compile(r"\s?[-+*/×÷^]")
 REMAINDER = re.compile("r[0-9]{1,3}")  # `17 / 5 = 3 R2`
 ARTICLE_OF = re.compile(r"\s+[\w\\$.(]")
 HYPHENATED = re.compile("-[a-z]")
@@ -204,7 +207,7 @@ class _Scanner:
     def number(self, match: re.Match) -> int:
         digits = re.sub(r"[^0-9.]", "", match.group())
         decimals = len(digits.partition(".")[2])
-        if self.touches(match.start(), "Q") or CUT_BEFORE.search(self.text, max(match.start() - 3, 0), match.start()):
+        if self.touches(match.start(), "Q") or self._is_rest(match):
             self.tokens.append(Token("U", "", match.start(), match.start()))
         self.add("N", digits, match, value=Fraction(digits), decimals=decimals)
         if CUT_AFTER.match(self.text, match.end()):
@@ -217,6 +220,18 @@ class _Scanner:
             self.tokens[-1] = Token("W", digits + word, match.start(), glued.end())
             return glued.end()
         return match.end() if scale_of(word) or word in GLUED else self.add("U", word, glued)
+
+    def _is_rest(self, match: re.Match) -> bool:
+        """Whether a number is what a comma or a space in LaTeX cuts off another; not in `3+4=7,5+2=8`."""
+        if CUT_BEFORE.search(self.text, max(match.start() - 3, 0), match.start()) is None:
+            return False
+        after_result = "".join(token.code for token in self.tokens[-3:]) == "ENS"
+        return not (after_result and OPERATES.match(self.text, match.end()))
+
+    def dash(self, match: re.Match) -> int:
+        """Between two operands it may be a minus."""
+        may_be_minus = self.follows("NQ" + WORD_CODES) and OPERAND.match(self.text, match.end())
+        return self.add("U" if may_be_minus else "S", "—", match)
 
     def aside(self, match: re.Match) -> int:
         if self.touches(match.start(), "NQ") and not match.group().startswith("\\"):

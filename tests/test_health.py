@@ -124,6 +124,7 @@ FROZEN_HEAD = {"freeze_contrastive_head": True}
 # Rule, what the logs say, settings, step: to be expected, so nothing must be said.
 SILENT = [
     ("no_reward_spread", UNSPREAD | WARMING, FROZEN_POLICY, LATE),
+    ("no_reward_spread", UNSPREAD, FROZEN_POLICY, LATE),  # a log of before that metric, read again for the report
     ("policy_gradient_zero", {"grad_norm": 0.0} | WARMING, FROZEN_POLICY, LATE),
     ("policy_gradient_not_finite", {"grad_norm": math.nan} | WARMING, FROZEN_POLICY, LATE),
     ("all_rewards_on_the_floor", {"contrastive/floor_rewards": 1.0} | WARMING, FROZEN_POLICY, LATE),

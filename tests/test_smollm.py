@@ -72,6 +72,15 @@ def test_options_are_looked_at_before_the_model_is_fetched(sandbox, monkeypatch,
     assert stop.value.code == 2 and says in capsys.readouterr().err
 
 
+def test_options_are_looked_at_with_the_precision_of_the_machine(sandbox, monkeypatch):
+    def fetch(folder):
+        raise FetchError("no network")
+
+    monkeypatch.setattr(smollm, "fetch", fetch)
+    monkeypatch.setattr(smollm, "bf16_is_faster", lambda: False)
+    assert smollm.main(["--use_cpu", "false"]) == 1  # its bf16 would be refused here
+
+
 def test_help_is_short(sandbox, capsys):
     with pytest.raises(SystemExit) as stop:
         smollm.main(["--help"])

@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -18,6 +20,8 @@ from trl import GRPOTrainer, ModelConfig
 import train
 from clipo_trl import CLIPOConfig, CLIPOTrainer, ContrastiveHead
 from clipo_trl.cli import run_plan
+from clipo_trl.cli.rewards import check_rewards
+from clipo_trl.cli.run_choices import explain_checks
 from clipo_trl.log_file import LOG_NAME, read_log
 from reward_funcs.errors import UsageError
 
@@ -499,3 +503,29 @@ def test_a_choice_in_a_file_is_checked_as_one_on_the_command_line(run, tmp_path)
     (tmp_path / "c.yaml").write_text("console: tabel")
     with pytest.raises(ValueError, match="`console` is 'tabel'.*'table', 'full'"):
         run("--max_steps 1 --config", str(tmp_path / "c.yaml"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"dynamic_sampling_rewards": ["even_length"], "contrastive_success_rewards": ["nope"]},
+        {"dynamic_sampling": False, "dynamic_sampling_rewards": ["nope"], "contrastive_success_rewards": ["nope"]},
+    ],
+    ids=str,
+)
+def test_fields_that_a_plain_run_does_not_read_are_not_checked(settings, tmp_path):
+    args = CLIPOConfig(
+        **{"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "dynamic_sampling": True} | settings
+    )
+    check_rewards(SimpleNamespace(contrastive=False, algorithm="dapo"), args, [even_length])
+
+
+def test_a_reward_that_is_an_object_is_looked_for_among_those_that_compare(tmp_path):
+    @dataclass
+    class Reward:  # not hashable
+        __name__ = "reward"
+
+        def __call__(self, completions, **kwargs):
+            return [1.0] * len(completions)
+
+    assert explain_checks([Reward()]).startswith("checked in the training process")

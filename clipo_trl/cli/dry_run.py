@@ -126,8 +126,8 @@ def describe_golds(script_args: ScriptArguments, train_dataset: Dataset, eval_da
     How many golds the rewards can parse, in the training set and in each test set; too many of the training set's that
     they cannot are a [`UsageError`].
     """
-    functions = {get_reward_func(name) for name in script_args.reward_funcs if name != "soft_overlong"}
-    if not COMPARE_GOLDS & functions:
+    functions = [get_reward_func(name) for name in script_args.reward_funcs if name != "soft_overlong"]
+    if not any(function in COMPARE_GOLDS for function in functions):
         return "not parsed: no reward of this run compares values"
     share = script_args.max_unparsable_share
     told = [f"train: {_describe(check_golds(train_dataset, share))}"]

@@ -24,8 +24,8 @@ from ..success import check_step_reward, find_success_rule
 from .command_line import argument_errors
 
 
-COMPARE_GOLDS = {verifiable_reward, math_accuracy_reward, right_with_sound_equations_reward}  # by value
-USE_WORKERS = {*COMPARE_GOLDS, verl_compatible_reward}  # processes beside the training's
+COMPARE_GOLDS = (verifiable_reward, math_accuracy_reward, right_with_sound_equations_reward)  # by value
+USE_WORKERS = (*COMPARE_GOLDS, verl_compatible_reward)  # processes beside the training's
 
 
 def load_reward_funcs(script_args: Any, args: CLIPOArguments, train_dataset: Dataset) -> list:
@@ -37,7 +37,7 @@ def load_reward_funcs(script_args: Any, args: CLIPOArguments, train_dataset: Dat
     reward_funcs = [get_reward_func(name, max_completion_length=length) for name in script_args.reward_funcs]
     with argument_errors():
         check_rewards(script_args, args, reward_funcs)
-    if COMPARE_GOLDS & set(reward_funcs):
+    if any(function in COMPARE_GOLDS for function in reward_funcs):
         on_one_process(partial(check_golds, train_dataset, script_args.max_unparsable_share))
     return reward_funcs
 
@@ -49,10 +49,11 @@ def check_rewards(script_args: Any, args: CLIPOArguments, reward_funcs: list[Cal
     step_reward = args.contrastive_step_reward
     if script_args.contrastive:
         check_step_reward(step_reward, names)
-    if script_args.contrastive or args.dynamic_sampling or script_args.algorithm == "conspo":
+    wanted = args.dynamic_sampling_rewards if args.dynamic_sampling else None
+    by_success = args.dynamic_sampling and wanted is None
+    if script_args.contrastive or script_args.algorithm == "conspo" or by_success:
         find_success_rule(names, weights, args.contrastive_success_rewards, step_reward)
-    if args.dynamic_sampling and args.dynamic_sampling_rewards is not None:
-        wanted = args.dynamic_sampling_rewards
+    if wanted is not None:
         find_success_rule(names, weights, wanted, step_reward, argument="dynamic_sampling_rewards")
 
 

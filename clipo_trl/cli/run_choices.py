@@ -181,7 +181,7 @@ def explain_success(args: CLIPOArguments, functions: list[Callable]) -> str:
 
 
 def explain_checks(functions: list[Callable]) -> str:
-    if not USE_WORKERS & set(functions):
+    if not any(function in USE_WORKERS for function in functions):
         return "checked in the training process: no reward of this run compares values"
     workers = default_num_workers()
     return f"checked by {workers} worker process{'es' if workers > 1 else ''} beside each training process"

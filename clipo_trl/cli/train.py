@@ -101,8 +101,8 @@ class ScriptArguments(DatasetMixtureConfig):
             What a training prints: a short line a log (`"table"`), or every metric and transformers' bar (`"full"`).
             All metrics are in `OUTPUT_DIR/log.jsonl` either way.
         max_unparsable_share (`float`, *optional*, defaults to `0.01`):
-            Largest share of solutions, from 0 to 1, that may be unreadable for the rewards `verifiable` and
-            `math_accuracy`; a larger one stops the run before it starts.
+            Largest share of solutions, from 0 to 1, that may be unreadable for the rewards `verifiable`,
+            `math_accuracy` and `right_with_sound_equations`; a larger one stops the run before it starts.
     """
 
     dataset_name: str | None = field(
