@@ -449,7 +449,7 @@ def test_one_process_checks_for_all(tmp_path):
     (tmp_path / "checks.py").write_text(
         "import os, pathlib\n"
         "from accelerate import PartialState\n"
-        "from clipo_trl.cli.train import on_one_process\n"
+        "from clipo_trl.cli.rewards import on_one_process\n"
         "from reward_funcs.errors import UsageError\n"
         "PartialState(cpu=True)\n"
         "here = pathlib.Path(__file__).parent\n"
