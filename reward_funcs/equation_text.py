@@ -160,10 +160,14 @@ class _Scanner:
             implied = "/" if match.group() == "{" and self.text[match.start() - 1] == "}" else "*"
             self.tokens.append(Token("O", implied, match.start(), match.start()))
         elif code == "P" and self.touches(match.start(), WORD_CODES):
-            self.tokens.append(Token("U", "", match.start(), match.start()))  # a function
+            self.doubt(match)  # a function
         if code:
             self.tokens.append(Token(code, text, match.start(), end, **number))
         return end
+
+    def doubt(self, match: re.Match) -> None:
+        """Something unclear in front of a token: no side goes over it."""
+        self.tokens.append(Token("U", "", match.start(), match.start()))
 
     def touches(self, position: int, codes: str) -> bool:
         """Whether the last token is one of `codes` and ends here."""
@@ -208,7 +212,7 @@ class _Scanner:
         digits = re.sub(r"[^0-9.]", "", match.group())
         decimals = len(digits.partition(".")[2])
         if self.touches(match.start(), "Q") or self._is_rest(match):
-            self.tokens.append(Token("U", "", match.start(), match.start()))
+            self.doubt(match)
         self.add("N", digits, match, value=Fraction(digits), decimals=decimals)
         if CUT_AFTER.match(self.text, match.end()):
             return self.add("U", "", match)
@@ -254,7 +258,7 @@ class _Scanner:
         if is_hyphen or sign == "/" and after[:1].isalpha():
             return self.add("", "", match)  # `three-day`, `5 miles/hour`
         if sign == "-" and self.follows("WHT&") and (before.isspace() or before == "$") and not after[:1].isspace():
-            self.tokens.append(Token("U", "", match.start(), match.start()))  # `x is 5 and -2 + 5 = 3`
+            self.doubt(match)  # `x is 5 and -2 + 5 = 3`
         return self.add("M" if sign == "-" else "O", sign, match)
 
     def percent(self, match: re.Match) -> int:
