@@ -1,5 +1,6 @@
 """Equations in free text: what is found, what holds, what is left alone, and how often that errs."""
 
+import gc
 import random
 import time
 from fractions import Fraction
@@ -300,29 +301,43 @@ def test_against_pythons_arithmetic():
         assert verdicts(f"{text} = {value.numerator + 1}/{value.denominator} ") == [False], text
 
 
+def seconds_of(function, texts):
+    """Its processor seconds over the texts, best of three: collecting a big process's garbage takes most of one."""
+
+    def once():
+        start = time.process_time()
+        for text in texts:
+            function(text)
+        return time.process_time() - start
+
+    gc.collect()
+    gc.disable()
+    try:
+        return min(once() for _ in range(3))
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize(
     "piece",
     ["(", "1,111", "= ", "1 + ", "1 a = ", "3x", "\\frac{", "**", "1 * (", "=1", "2^", "two ", "1 hour and ", "-", "(1)", "a" * 50, "9"],
 )  # fmt: skip
 def test_time_is_linear_in_the_text(piece):
     def seconds(length):
-        start = time.process_time()
-        find_equations(piece * (length // len(piece)))
-        return time.process_time() - start
+        return seconds_of(find_equations, [piece * (length // len(piece))])
 
     assert seconds(40_000) < 16 * max(seconds(10_000), 0.05)  # quadratic ones took minutes
 
 
 def test_values_are_bounded():
     assert verdicts("2^64 = 18446744073709551616") == [True]
-    start = time.process_time()
-    for text in (
+    too_large = [
         f"{'9' * 30}^{MAX_EXPONENT}^{MAX_EXPONENT} = 1",
         "9^64" + "*9^64" * 90 + " = 1",
         "9" * 500 + " + 1 = 2",
-    ):
-        assert verdicts(text) == []
-    assert time.process_time() - start < 1
+    ]
+    assert [verdicts(text) for text in too_large] == [[]] * 3
+    assert seconds_of(verdicts, too_large) < 1
 
 
 def test_the_benchmark_changes_what_it_says():
