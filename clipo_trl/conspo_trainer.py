@@ -167,11 +167,6 @@ class ConSPOMixin(MendedMixin):
         fields = ("contrastive_reward_weight", "conspo_contrastive_scale")
         return all(getattr(self.args, field, 0) != 0 for field in fields)
 
-    def describe_policy_loss(self) -> str:
-        """The loss that the policy is trained with, for its card."""
-        args = self.args
-        return f"ConSPO, temperature {args.conspo_temperature:g}, margin up to {args.conspo_target_margin:g}"
-
     def _get_per_token_logps_and_entropies(self, *args, **kwargs):
         output = super()._get_per_token_logps_and_entropies(*args, **kwargs)
         self._last_logps_BT = output[0].detach()

@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from . import __version__
+from .policy_loss import describe_policy_loss
 
 
 if TYPE_CHECKING:
@@ -223,7 +224,7 @@ def training_facts(trainer: "CLIPOMixin", base: BaseModel, dataset_name: str | N
         ("contrastive loss", f"{loss}, level {args.contrastive_level}, anchors {args.contrastive_anchors}"),
         ("head", f"{sizes}; pooling {head.pooling}, layer {head.layer}, debias {head.debias or 'none'}; {learning}"),
         *optional,
-        ("policy loss", f"{trainer.describe_policy_loss()}, KL {args.beta:g}, learning rate {args.learning_rate:g}"),
+        ("policy loss", f"{describe_policy_loss(args)}, KL {args.beta:g}, learning rate {args.learning_rate:g}"),
         ("rollouts", f"{args.num_generations} a prompt, temperature {args.temperature:g}, {args.max_completion_length} tokens at most"),
         ("optimizer steps", f"{trainer.state.global_step:,}, {args.generation_batch_size} rollouts a generation batch"),
     ]  # fmt: skip

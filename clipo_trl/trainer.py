@@ -286,10 +286,6 @@ class CLIPOMixin(ScoringMixin, SharingMixin, DynamicSamplingMixin):
         """Whether the contrastive reward can have a say in the policy's steps."""
         return self.args.contrastive_reward_weight > 0
 
-    def describe_policy_loss(self) -> str:
-        """The loss that the policy is trained with, for its card."""
-        return f"`{self.args.loss_type}`, epsilon {self.args.epsilon:g}"
-
     def _add_to_completions_table(self, n_rows: int, batch: ScoredBatch | None = None) -> None:
         if not self.log_completions:
             return

@@ -15,8 +15,8 @@ import train
 from clipo_trl import CLIPOMixin, ConSPOTrainer
 from clipo_trl.algorithms import ALGORITHMS, find_algorithm
 from clipo_trl.cli.run_choices import run_rows
-from clipo_trl.cli.run_plan import describe_loss
 from clipo_trl.cli.train import parse_arguments
+from clipo_trl.policy_loss import describe_policy_loss
 from reward_funcs.errors import UsageError
 
 
@@ -291,13 +291,15 @@ def test_gspo_takes_four_steps_a_generation_batch():
         assert values["per_device_train_batch_size"] == rows and values["save_steps"] % 4 == 0
 
 
-def test_the_start_table_tells_the_clips_that_are_read():
+def test_the_clips_that_are_read_are_told():
     def told(name):
-        return describe_loss(parse_arguments(["--algorithm", name, *ON_CPU])[1], name)
+        return describe_policy_loss(parse_arguments(["--algorithm", name, *ON_CPU])[1])
 
-    assert told("sapo") == "sapo: sapo (token level)"
-    assert told("cispo") == "cispo: cispo (token level), clip 5"
-    assert told("dapo") == "dapo: dapo (token level), clip 0.2 / 0.28"
+    assert told("sapo") == "sapo (token level)"
+    assert told("cispo") == "cispo (token level), clip 5"
+    assert told("dapo") == "dapo (token level), clip 0.2 / 0.28"
+    assert told("gspo") == "grpo (sequence level), clip 0.0003 / 0.0004"
+    assert told("gmpo") == "GMPO, geometric mean of ratios, clip 0.4 / 0.4 in log space"  # which reads no `loss_type`
 
 
 @pytest.mark.parametrize("first, then", [("grpo", "conspo"), ("conspo", "grpo")])

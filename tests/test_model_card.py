@@ -287,7 +287,7 @@ def test_what_is_paid(tmp_path, settings, paid):
         train_dataset=tiny_dataset(),
         processing_class=tiny_tokenizer(),
     )
-    assert paid in card_of(trainer).text and "`dapo`, epsilon 0.2" in facts(card_of(trainer))["policy loss"]
+    assert paid in card_of(trainer).text and "dapo (token level), clip 0.2" in facts(card_of(trainer))["policy loss"]
 
 
 @pytest.mark.parametrize(
@@ -297,4 +297,6 @@ def test_what_conspo_pays(tmp_path, scale, paid):
     config = tiny_config(tmp_path, CLIPOConSPOConfig, conspo_contrastive_scale=scale)
     data = {"train_dataset": tiny_dataset(), "processing_class": tiny_tokenizer()}
     card = card_of(CLIPOConSPOTrainer(tiny_model(), letters_reward, config, **data))
-    assert paid in card.text and facts(card)["policy loss"].startswith("ConSPO, temperature 10, margin up to 0.01, KL")
+    assert paid in card.text and facts(card)["policy loss"].startswith(
+        "ConSPO, scores / temperature 10, margin up to 0.01 in"
+    )

@@ -13,9 +13,9 @@ from trl import ModelConfig
 
 from reward_funcs.errors import UsageError
 
-from ..algorithms import find_algorithm
 from ..checkpoint import last_whole_checkpoint
 from ..parent_shapes import CLIPOArguments
+from ..policy_loss import describe_policy_loss
 from ..report.facts import describe_rewards
 from ..success import SuccessRule
 from .memory import count_parameters, describe_memory, estimate, prompt_length, shape_of
@@ -239,8 +239,9 @@ def describe_success(rule: SuccessRule, threshold: float) -> str:
 
 def describe_policy(args: CLIPOArguments, algorithm: str | None = None, earlier: str | None = None) -> dict[str, str]:
     kept = f", the last {args.save_total_limit} kept" if args.save_total_limit else ""
+    name = "" if algorithm is None else f"{algorithm}: "
     rows = {
-        "policy loss": f"{describe_loss(args, algorithm)}, "
+        "policy loss": f"{name}{describe_policy_loss(args)}, "
         f"KL {args.beta:g}, learning rate {args.learning_rate:g} {args.lr_scheduler_type.value}",
         "checkpoints": f"{args.output_dir}, {describe_interval(args.save_strategy, args.save_steps)}{kept}",
     }
@@ -249,26 +250,6 @@ def describe_policy(args: CLIPOArguments, algorithm: str | None = None, earlier:
     if earlier is not None:
         rows["starts afresh"] = f"not from {earlier}: for that, add --resume_from_checkpoint true"
     return rows
-
-
-def describe_loss(args: Any, algorithm: str | None) -> str:
-    high = args.epsilon if args.epsilon_high is None else args.epsilon_high
-    name = "" if algorithm is None else f"{algorithm}: "
-    if algorithm == "conspo":
-        return (
-            f"{name}scores / temperature {args.conspo_temperature:g}, margin up to {args.conspo_target_margin:g} in the "
-            f"first {args.conspo_margin_warmup_ratio:.0%}"
-        )
-    if algorithm == "gmpo":
-        return f"{name}geometric mean of ratios, clip {args.epsilon:g} / {high:g} in log space"
-    unread = find_algorithm(algorithm).unread
-    bounds = [
-        f"{epsilon:g}"
-        for field, epsilon in {"epsilon": args.epsilon, "epsilon_high": high}.items()
-        if field not in unread
-    ]
-    clip = f", clip {' / '.join(bounds)}" if bounds else ""
-    return f"{name}{args.loss_type} ({args.importance_sampling_level} level){clip}"
 
 
 def describe_interval(strategy: str, steps: float | None) -> str:

@@ -1,0 +1,27 @@
+"""The loss that the policy is trained with, in words: for the table at the start of a run, and for a model's card."""
+
+from typing import Any
+
+from trl.experimental.gmpo import GMPOConfig
+
+from .conspo_config import ConSPOConfigMixin
+
+
+UNCLIPPED = ("sapo", "vespo")  # values of `loss_type` with which TRL reads neither clip
+
+
+def describe_policy_loss(args: Any) -> str:
+    """The policy's loss, with the fields that decide it and no others: what its configuration `args` says, whatever
+    algorithm was named."""
+    if isinstance(args, ConSPOConfigMixin):
+        return (
+            f"ConSPO, scores / temperature {args.conspo_temperature:g}, margin up to {args.conspo_target_margin:g} in the "
+            f"first {args.conspo_margin_warmup_ratio:.0%}"
+        )
+    high = args.epsilon if args.epsilon_high is None else args.epsilon_high
+    if isinstance(args, GMPOConfig):
+        return f"GMPO, geometric mean of ratios, clip {args.epsilon:g} / {high:g} in log space"
+    loss = f"{args.loss_type} ({args.importance_sampling_level} level)"
+    if args.loss_type in UNCLIPPED:
+        return loss
+    return f"{loss}, clip {high:g}" if args.loss_type == "cispo" else f"{loss}, clip {args.epsilon:g} / {high:g}"
