@@ -290,7 +290,11 @@ def test_an_archive_of_finished_runs_is_gone_on_from(study, tmp_path):
     """Unpacked, it gives the same metrics, and so the same report; nothing but finished runs is in it."""
     origin, copy = tmp_path / "origin", tmp_path / "copy"
     rough = make_run(10, 9, auroc=1 / 3)
-    rough["train"][9] |= {"contrastive/sound_auroc_reward": None, "contrastive/seconds": 0.1}
+    rough["train"][9] |= {
+        "contrastive/sound_auroc_reward": None,
+        "contrastive/trust": -0.2,
+        "contrastive/seconds": 0.1,
+    }
     for seed in ("3", "4.partial"):
         folder = origin / "runs" / "habit" / "grpo" / seed
         folder.mkdir(parents=True)
@@ -306,6 +310,7 @@ def test_an_archive_of_finished_runs_is_gone_on_from(study, tmp_path):
         tar.extractall(copy, filter="data")
     kept = json.loads((copy / "runs" / "habit" / "grpo" / "3" / "result.json").read_text())
     assert kept["settings"] == {"seed": 3} and "contrastive/seconds" not in kept["result"]["train"][9]
+    assert kept["result"]["train"][9]["contrastive/trust"] == -0.2
     metrics = [statistics.run_metrics(run) for run in (rough, kept["result"])]
     assert metrics[1] == pytest.approx(metrics[0], rel=1e-5, nan_ok=True)
 

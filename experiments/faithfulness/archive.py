@@ -20,7 +20,11 @@ from .jobs import RESULT
 from .statistics import AUROCS, REWARD
 
 
-TRAIN_COLUMNS = ("step", "rollouts", "right", "sound", *AUROCS.values(), *REWARD.values())
+TRAIN_COLUMNS = (
+    *("step", "rollouts", "right", "sound", "contrastive/reward/mean", "contrastive/trust"),
+    *AUROCS.values(),
+    *REWARD.values(),
+)
 
 
 @dataclass
