@@ -1,31 +1,27 @@
 r"""Equations in free text, checked: `a op b = c` wherever a solution writes it, exactly and
 without a label.
 
-    text --equation_text.tokens_of--> tokens --sides_of--> sides of each `=` --holds--> Equation
+    text --equation_text.tokens_of--> tokens --> sides of each `=` --equation_values.holds--> Equation
 
 A *side* is the longest run of numbers, operations and brackets next to an `=`; words after a number are its unit, and
 a number without an operation between ends the run. What the reader cannot be sure of (a letter for a variable, a
 function, a remainder, a label in front of a lone number) leaves the equation out: it is not guessed at.
-`a = b = c` is two equations.
-
-Nothing is evaluated but by this module's own arithmetic on `Fraction`; the time is linear in the text.
+`a = b = c` is two equations. One that does not hold, but may be meant so that it does, is left out as well. The time
+is linear in the text.
 """
 
-import operator
 import re
 from collections.abc import Callable, Iterator, Sequence
-from fractions import Fraction
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from .completions import completion_texts
 from .equation_text import ABSOLUTE, LATEX, SPOKEN, UNIT_LETTERS, WORD_CODES, Token, scale_of, tokens_of
+from .equation_values import ALL_UNITS, READINGS, Side, TooLarge, evaluate, holds
 
 
 MAX_CHARACTERS = 100_000  # that are read of a text
 MAX_TOKENS = 200  # of a side
-MAX_DECIMALS = 9  # beyond them a number is as a computer prints it: 0.47119999999999995
-MAX_EXPONENT = 64
-MAX_BITS = 4_000  # of a value on the way
 
 WORDS = f"(?:[{WORD_CODES}]KN|[{WORD_CODES}])*"  # `square feet`, `cm^2`
 SIDE = re.compile(
@@ -38,23 +34,21 @@ NOT_MEANT_AFTER = re.compile(
     r"[\s$*_`)}\\\]]{0,6}\?|[ ,($]{0,4}(?:with\s|and\s)?(?:an?\s|the\s)?(?:remainder|rem\b|r\s?[0-9]|\\?[pb]?mod\b)",
     re.IGNORECASE,
 )
+# Behind a left side's last number: words that begin another sentence, `$a = 3/2$ and $ab = 1/2$`
+CONJUNCTION = re.compile(
+    r"\b(?:and|or|but|so|then|hence|thus|because|since|where|which|from|as|if|when|we|have|gives?)\b", re.IGNORECASE
+)
+# Behind a right side's number: what says that it is no exact one
+INEXACT_AFTER = re.compile(
+    r"[^\n=;]{0,40}?\b(?:remainder|left\s?overs?|round(?:ed|ing|s)?|approximately|about|nearest|roughly|leaving"
+    r"|(?:with|and)\s(?:\w{1,12}\s){1,3}(?:left|remaining))\b",
+    re.IGNORECASE,
+)
+DOTS_AFTER = re.compile(r"\s?(?:\.{2,3}|…|\\[lc]?dots)")
 UNSIZED = frozenset([*UNIT_LETTERS, "mile", "miles", "ton", "tons", "nickel", "nickels", "dime", "dimes"])
 OPERATION_SIGNS = {**SPOKEN, **LATEX}
 OPERATION_WORDS = re.compile("|".join(rf"\b{word}\b" for word in SPOKEN) + "|" + "|".join(map(re.escape, LATEX)))
 COMPOUND_AFTER, COMPOUND_BEFORE = re.compile("&?NT"), re.compile("NT&?$")  # `5 hours and 30 minutes`
-OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
-    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "^": operator.pow,
-}  # fmt: skip
-PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2, "neg": 3, "^": 4}
-
-# A number may be meant with its percent sign and unit or without: `20% * 50 = 10` and `5 / 20 * 100 = 25%`,
-# `2 hours + 30 minutes = 150 minutes` and `2 hours * 60 = 120 minutes`. All numbers of an equation are read alike.
-READINGS: tuple[Callable[[str], bool], ...] = (
-    lambda unit: False,
-    lambda unit: unit in ("%", "percent"),
-    lambda unit: unit in ABSOLUTE,
-)
-ALL_UNITS: Callable[[str], bool] = lambda unit: True  # only where both sides have one  # noqa: E731
 
 
 class Equation(NamedTuple):
@@ -70,35 +64,6 @@ class Equation(NamedTuple):
     start: int
     equals: int
     end: int
-
-
-class Side(NamedTuple):
-    """
-    A side of an equation.
-
-    Attributes:
-        tokens (`tuple[Token, ...]`): Its numbers, operations, brackets and words.
-        clear (`bool`): Whether it reads as arithmetic.
-        labelled (`bool`): Whether a word stands in front of it.
-    """
-
-    tokens: tuple[Token, ...]
-    clear: bool
-    labelled: bool
-
-    @property
-    def number(self) -> Token | None:
-        """Its number, if it is one without an operation. A fraction like `3/4` is one."""
-        codes = [token.code for token in self.tokens]
-        return self.tokens[codes.index("N")] if codes.count("N") == 1 and not {"O", "K"} & set(codes) else None
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        return tuple(token.text for token in self.tokens if token.code in WORD_CODES and token.text != "%")
-
-
-class TooLarge(ArithmeticError):
-    """A value beyond the bounds of this module."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -186,6 +151,8 @@ def find_equations(text: str) -> list[Equation]:
             break  # its last number may be a part of one
         is_meant = right.tokens and NOT_MEANT_AFTER.match(text, right.tokens[-1].end) is None
         verdict = _verdict(left, right, is_about) if is_meant else None
+        if verdict is False and _may_be_meant_otherwise(text, left, right, tokens[index].start, is_about):
+            continue
         if verdict is not None:
             found.append(Equation(verdict, left.tokens[0].start, tokens[index].start, right.tokens[-1].end))
     return found
@@ -205,11 +172,18 @@ def _left_side(tokens: Sequence[Token], codes: str, start: int, end: int) -> Sid
         before.endswith(("O", "M", "K", "U"))
         or before.endswith(("N", "Q")) and codes[start] == "P"
         or before.endswith((*WORD_CODES, "Q")) and codes[start] == "M"
-        or re.search(f"[CD][{WORD_CODES}]?$", before)
+        or before.endswith("C") or re.search("[CD]H?$", before) and tokens[start - 1].text != "am"
+        or re.search("[CD].$", before) and tokens[start - 1].text == "of"
+        or re.fullmatch("[OMK]S", before[-2:]) and tokens[start - 1].text == "\n"  # a formula over two lines
         or COMPOUND_BEFORE.search(before) and codes[start : start + 2] == "NT"
     )  # fmt: skip
     labelled = before.endswith(tuple(WORD_CODES))
-    return Side(tuple(tokens[start:end]), closed and not starts_oddly and _is_arithmetic(codes[start:end]), labelled)
+    doubtful = (
+        before.endswith(("N", "Q")) and codes[start] == "N"  # `5 $10 bills * 3`
+        or re.search("[OM][WHT]{1,2}$", before) is not None  # `7 adults + Shonda (1) + 2`
+    )  # fmt: skip
+    clear = closed and not starts_oddly and _is_arithmetic(codes[start:end])
+    return Side(tuple(tokens[start:end]), clear, labelled, doubtful)
 
 
 def _right_side(tokens: Sequence[Token], codes: str, start: int, end: int) -> Side:
@@ -218,14 +192,20 @@ def _right_side(tokens: Sequence[Token], codes: str, start: int, end: int) -> Si
     for index in range(start, end):
         depth += {"P": 1, "Q": -1}.get(codes[index], 0)
         if depth < 0:
-            return Side(tuple(tokens[start:index]), _is_arithmetic(codes[start:index]), False)
+            return Side(tuple(tokens[start:index]), _is_arithmetic(codes[start:index]))
     ends_oddly = (
         codes.startswith(("O", "M", "K"), end)
         or codes[end - 1 : end + 1] in ("NU", "QU")
         or codes.startswith("S", end) and tokens[end].text == "!" and {"O", "M"} & set(codes[start:end])  # `5 * 4!`
         or (codes[end - 1] in "T&" and "T" in codes[end - 2 : end] and COMPOUND_AFTER.match(codes, end))
     )  # fmt: skip
-    return Side(tuple(tokens[start:end]), depth == 0 and not ends_oddly and _is_arithmetic(codes[start:end]), False)
+    is_cut = (  # `10 + 6 = 2 (5 + 3)`, `= 2 500 kg`
+        re.compile("[NQ](?:N|P[NUP])").match(codes, end - 1) is not None
+        and tokens[end].start - tokens[end - 1].end <= 1
+    )
+    goes_on = re.compile("S{1,3}[OM]").match(codes, end) is not None and tokens[end].text == "\n"
+    clear = depth == 0 and not ends_oddly and _is_arithmetic(codes[start:end])
+    return Side(tuple(tokens[start:end]), clear, doubtful=is_cut or goes_on)
 
 
 def _is_arithmetic(codes: str) -> bool:
@@ -244,25 +224,91 @@ def _verdict(left: Side, right: Side, is_about: bool) -> bool | None:
         return None
     if left.number and right.number and not (_is_division(left, right) or _is_division(right, left)):
         return None
+    have_units = all(any(t.code == "T" and t.text not in ABSOLUTE for t in side.tokens) for side in (left, right))
+    readings = (*READINGS, ALL_UNITS) if have_units else READINGS
+    counting = readings
+    if have_units and _adds_units(left):
+        counting = (ALL_UNITS,)
+    elif _takes_percent(left) and "%" not in [token.text for token in right.tokens]:
+        counting = READINGS[1:]
     try:
-        have_units = all(any(t.code == "T" and t.text not in ABSOLUTE for t in side.tokens) for side in (left, right))
-        readings = (*READINGS, ALL_UNITS) if have_units else READINGS
-        holds = any(_equal(left, right, reading, is_about) for reading in readings)
+        is_equal = holds(left, right, counting, is_about)
+        if not is_equal and counting is not readings and holds(left, right, readings, is_about):
+            return None  # but for the units: `1 hour + 30 minutes = 31 minutes`
     except TooLarge:
         return None
     is_estimate = is_about and left.number is None and right.number is None  # `49 * 21 ≈ 50 * 20`
     unclear = is_estimate or _mixes_units(left, right) or _adds_percent(left) or _adds_percent(right)
-    return None if unclear and not holds else holds
+    return None if unclear and not is_equal else is_equal
+
+
+def _may_be_meant_otherwise(text: str, left: Side, right: Side, equals: int, is_about: bool) -> bool:
+    """Whether an equation that does not hold may be meant so that it does. It is left alone then."""
+    is_range = left.labelled and "".join(token.code for token in left.tokens) == "NMN" and right.number is None
+    if is_range and all(one.end == two.start for one, two in pairwise(left.tokens)):  # `Days 1-3 = 5 + 5 + 5`
+        return True
+    last = [max(token.end for token in side.tokens if token.code in "NQ") for side in (left, right)]
+    if left.doubtful or right.doubtful or CONJUNCTION.search(text, last[0], equals):
+        return True
+    number = right.number
+    if number is not None and DOTS_AFTER.match(text, last[1]):
+        return True
+    if number is not None and number.decimals == 0 and INEXACT_AFTER.match(text, last[1]):  # `17 / 5 = 3 with 2 left`
+        if _is_next_to(number, left):
+            return True
+    return any(holds(*sides, READINGS, is_about) for sides in _other_sides(text, left, right))
+
+
+def _is_next_to(number: Token, left: Side) -> bool:
+    """Whether a whole number is one of the two next to a side that need not be whole: 3 and 4 to `17 / 5`."""
+    may_be_broken = any(token.text in ("/", "fraction") or token.decimals for token in left.tokens)
+    try:
+        return may_be_broken and abs(evaluate(left.tokens) - number.value) < 1
+    except ZeroDivisionError:
+        return False
+
+
+def _other_sides(text: str, left: Side, right: Side) -> Iterator[tuple[Side, Side]]:
+    """What else the sides may be: `3 + 4 = 7` in `Step 2 - 3 + 4 = 7` and in `3 + 4 = 7 times 2 is 14`."""
+    codes = "".join(token.code for token in left.tokens)
+    dash = re.match(f"N[{WORD_CODES}]*M", codes)
+    if dash is not None and text[left.tokens[dash.end() - 1].end].isspace():
+        behind = codes[dash.end() :]
+        if {"O", "M", "K"} & set(behind) and _is_arithmetic(behind):
+            yield Side(left.tokens[dash.end() :], True), right
+    for place, token in enumerate(right.tokens):
+        if token.code in "OM" and re.fullmatch("[a-z ]{2,}", text[token.start : token.end], re.IGNORECASE):
+            yield left, Side(right.tokens[:place], True)
+            break
+
+
+def _adds_units(side: Side) -> bool:
+    """Whether amounts in units of different sizes are added: `1 hour + 30 minutes`."""
+    codes = "".join(token.code for token in side.tokens)
+    if {token.text for token in side.tokens if token.code in "OMK"} - {"+", "-"}:
+        return False
+    units = [side.tokens[place.end() - 1].text for place in re.finditer("NT", codes)]
+    return len({scale_of(unit) for unit in units if unit not in ABSOLUTE}) > 1
+
+
+def _takes_percent(side: Side) -> bool:
+    """Whether a percentage, but 100, is a factor: `20% of 50`."""
+    tokens, codes = side.tokens, "".join(token.code for token in side.tokens)
+    return any(
+        tokens[place.end() - 1].text in ("%", "percent") and tokens[place.start()].value != 100
+        and "*" in [token.text for token in (*tokens[place.start() - 1 : place.start()], *tokens[place.end() : place.end() + 1])]
+        for place in re.finditer("NT", codes)
+    )  # fmt: skip
 
 
 def _mixes_units(left: Side, right: Side) -> bool:
-    """Whether units without a size of their own are added to others: `1 kg - 250 g = 750 g`."""
-    tokens = (*left.tokens, *right.tokens)
-    units = [token for token in tokens if token.code in "WT"]
-    if {token.text for token in tokens if token.code in "OMK"} - {"+", "-"}:
-        return False
-    has_size = any(token.code == "T" and token.text not in ABSOLUTE for token in units)
-    return has_size and any(token.code == "W" and token.text in UNSIZED for token in units)
+    """Whether units without a size of their own are added to others, or turned into them: `1 kg - 250 g = 750 g`,
+    `500 g * 3 = 1.5 kg`."""
+    unsized = [{token.text for token in side.tokens if token.code == "W"} & UNSIZED for side in (left, right)]
+    has_size = [any(t.code == "T" and t.text not in ABSOLUTE for t in side.tokens) for side in (left, right)]
+    if {token.text for token in (*left.tokens, *right.tokens) if token.code in "OMK"} - {"+", "-"}:
+        return bool(unsized[0] - unsized[1]) and has_size == [False, True]
+    return any(has_size) and any(unsized)
 
 
 def _adds_percent(side: Side) -> bool:
@@ -292,103 +338,3 @@ def _is_division(side: Side, other: Side) -> bool:
     if side.number.value >= 1:
         return other.number.text != "fraction" or other.number.value >= 1
     return other.number.value < 1 or other.tokens[-1].text in ("%", "percent")
-
-
-def _equal(left: Side, right: Side, reading: Callable[[str], bool], is_about: bool) -> bool:
-    try:
-        values = [evaluate(side.tokens, reading) for side in (left, right)]
-    except ZeroDivisionError:
-        return False
-    difference = abs(values[0] - values[1])
-    if any((token.decimals or 0) > MAX_DECIMALS for token in (*left.tokens, *right.tokens)):  # a computer's noise
-        difference -= max(1, abs(values[0])) / 10**MAX_DECIMALS
-    if difference <= 0:
-        return True
-    for side, other, number, value in ((left, right, values[0], values[1]), (right, left, values[1], values[0])):
-        nearest, cut = _rounding(side, other, reading, is_about)
-        if difference <= nearest or difference < cut and abs(number) < abs(value):
-            return True
-    return False
-
-
-def _rounding(side: Side, other: Side, reading: Callable[[str], bool], is_about: bool) -> tuple[Fraction, Fraction]:
-    """
-    How far a lone number may be from what it rounds: at all, and if it is nearer to zero.
-
-    People round to the nearest, or cut from two decimals on: `20 / 3 = 6.67` and `6.66`, but not `0.19 * 1 = 0.1`.
-    Without "about" they round to decimals, not to whole numbers: `10 / 3 = 3` does not hold. Zeros at the end of a
-    whole number after "about" are rounded ones.
-    """
-    number = side.number
-    if number is None or number.decimals is None or other.number and other.number.text != "fraction":
-        return Fraction(0), Fraction(0)
-    unit = next(scale for token, scale in _bare(side.tokens, reading) if token is number)
-    if number.decimals or is_about:
-        zeros = len(number.text) - len(number.text.rstrip("0")) if number.value and not number.decimals else 0
-        unit *= Fraction(10) ** (zeros - min(number.decimals, MAX_DECIMALS))
-        return unit / 2, Fraction(0) if zeros or number.decimals == 1 else unit
-    return Fraction(0), Fraction(0)
-
-
-def _bare(tokens: Sequence[Token], reading: Callable[[str], bool]) -> Iterator[tuple[Token, Fraction]]:
-    """Tokens without words, each with the size of the unit behind it, if this reading counts that; else 1."""
-    codes = "".join(token.code for token in tokens)
-    for match in re.finditer(f"[{WORD_CODES}]KN|.", codes):
-        token, after = tokens[match.start()], tokens[match.end() : match.end() + 1]
-        if token.code not in WORD_CODES:
-            counts = after and after[0].code == "T" and reading(after[0].text)
-            scale = scale_of(after[0].text) if counts else None
-            yield token, Fraction(1) if scale is None else scale
-
-
-def evaluate(tokens: Sequence[Token], reading: Callable[[str], bool] = READINGS[0]) -> Fraction:
-    """
-    Value of a side, exactly, by the usual precedence.
-
-    Args:
-        tokens (`Sequence[Token]`): Numbers, operations and brackets in balance; words are passed over.
-        reading (`Callable`, *optional*): Whether a unit counts, by its name. By default none does.
-
-    Raises:
-        ZeroDivisionError: A division by 0. TooLarge: A value, or an exponent, beyond the bounds of this module.
-    """
-    values: list[Fraction] = []
-    pending: list[str] = []
-
-    def work_off(precedence: int) -> None:
-        while pending and pending[-1] != "(" and PRECEDENCE[pending[-1]] >= precedence:
-            _apply(pending.pop(), values)
-
-    expects_operand = True
-    for token, scale in _bare(tokens, reading):
-        if token.code == "N":
-            values.append(token.value * scale)
-        elif token.code == "P":
-            pending.append("(")
-        elif token.code == "Q":
-            work_off(0)
-            pending.pop()
-            values[-1] *= scale
-        elif expects_operand:
-            pending.append("neg")
-        else:
-            work_off(PRECEDENCE[token.text] + (token.text == "^"))  # powers work from the right
-            pending.append(token.text)
-        expects_operand = token.code not in "NQ"
-    work_off(0)
-    return values[0]
-
-
-def _apply(operation: str, values: list[Fraction]) -> None:
-    """Replace the last two values, or for "neg" the last one, by the result."""
-    right = values.pop()
-    if operation == "neg":
-        values.append(-right)
-        return
-    left = values.pop()
-    if operation == "^" and (right.denominator != 1 or abs(right) > MAX_EXPONENT):
-        raise TooLarge
-    result = OPERATIONS[operation](left, right)
-    if result.numerator.bit_length() + result.denominator.bit_length() > MAX_BITS:
-        raise TooLarge
-    values.append(result)

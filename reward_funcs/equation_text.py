@@ -51,8 +51,8 @@ SIGNS = {"−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "∗": "*", "
 LATEX = {r"\times": "*", r"\cdot": "*", r"\ast": "*", r"\div": "/"}
 VULGAR = {"½": Fraction(1, 2), "¼": Fraction(1, 4), "¾": Fraction(3, 4), "⅓": Fraction(1, 3), "⅔": Fraction(2, 3)}
 
-GLUED_WORD = re.compile(r"[A-Za-z_]\w{0,30}")
-OPERATION_X = re.compile(r"[xX](?=\s{0,3}[$£€₹\\({\[]{0,4}\.?[0-9])")
+GLUED_WORD = re.compile(r"(?!_{1,2}(?!\w))[A-Za-z_]\w{0,30}")  # not what ends `__15__`
+OPERATION_X = re.compile(r"[xX](?=[^\S\n]{0,3}[$£€₹\\({\[]{0,4}\.?[0-9])")
 REPEATING = r"(?!\.[0-9(]|\.\\(?:overline|bar|dot)(?![A-Za-z]))"  # `3.(3)`, `3.\overline{3}`; too many decimals
 WITHOUT_MEANING = r"\\(?:textstyle|therefore|because|checkmark)(?![A-Za-z])"
 MONEY = r"[$£€₹\\({\[]{0,4}"
@@ -60,6 +60,7 @@ TOKEN = re.compile(
     rf"""
     (?P<space>\s+)
   | (?P<mixed>(?P<whole>[0-9]{{1,6}})(?:[ ]and)?[ ](?P<n>[0-9]{{1,6}})/(?P<d>[0-9]{{1,6}})(?![0-9/.^])
+           |(?P<whole3>[0-9]{{1,6}})\s?\\[dtc]?frac\s?\{{(?P<n4>[0-9]{{1,6}})\}}\s?\{{(?P<d4>[0-9]{{1,6}})\}}
            |(?P<whole2>[0-9]{{1,6}})[ ]?(?P<vulgar>[{"".join(VULGAR)}]))
   | (?P<fraction>(?<![/^*.,0-9])(?P<n2>[0-9]{{1,12}})/(?P<d2>[0-9]{{1,12}})(?![0-9²³]|[ ]?(?:\^|\*\*)|/(?![A-Za-z])|[.,][0-9]|[ ]?\\?%)
               |\\[dtc]?frac\s?(?P<n3>[0-9])\s?(?P<d3>[0-9])|[{"".join(VULGAR)}])
@@ -68,18 +69,18 @@ TOKEN = re.compile(
              |(?<![0-9.])\.[0-9]{{1,30}}(?![0-9]))
   | (?P<aside>\([^()0-9=\\$+*/^]{{1,60}}\)|\\(?:text|mathrm|textbf|mathbf|mbox)\s?\{{[^{{}}0-9=]{{0,60}}\}})
   | (?P<linebreak>\\\\)
-  | (?P<degree>°|\^\s?\{{?\\circ\}}?)
-  | (?P<stop>\\(?:begin|end)\s?\{{[a-z]{{1,12}}\*?\}}|[<>!+\-*/:=]=+|=>|->|[<>→⇒⟹∴;:?!|]|\\(?:implies|Rightarrow|rightarrow|to|quad|qquad|newline|le|ge|leq|geq|ne|neq|lt|gt)(?![A-Za-z]))
+  | (?P<degree>°|\^\s?(?:\{{\s?\\circ\s?\}}|\\circ(?![A-Za-z])))
+  | (?P<stop>\\(?:begin|end)\s?\{{[a-z]{{1,12}}\*?\}}|[<>!+\-*/:=]=+|=>|->|[<>→⇒⟹∴;:?!|]|\\[\[\]]|(?<!=\ )\$\$|\\(?:implies|Rightarrow|rightarrow|to|quad|qquad|newline|le|ge|leq|geq|ne|neq|lt|gt)(?![A-Za-z]))
   | (?P<dash>—)
   | (?P<about>≈|≅|\\approx(?![A-Za-z])|~=)
   | (?P<equals>[=＝])
-  | (?P<power>\^|\*\*(?=[0-9({{])|[²³])
-  | (?P<sign>\*(?!\*)(?=\s{{0,3}}{MONEY}[\w.+-])|[+/−–×·⋅∗÷∕＋-]|\\(?:times|cdot|ast|div)(?![A-Za-z]))
-  | (?P<open>[(\[{{]|\\[({{\[](?=\s?[0-9$(.]))
+  | (?P<power>\^|\*\*(?=[0-9({{])|(?<=\ )\*\*(?=\ [0-9(])|[²³])
+  | (?P<sign>(?<!\*)\*(?!\*)(?=\s{{0,3}}\*{{0,2}}{MONEY}[\w.+-])|[+/−–×·⋅∗÷∕＋-]|\\(?:times|cdot|ast|div)(?![A-Za-z]))
+  | (?P<open>[(\[{{]|\\\{{(?=\s?[0-9$(.]))
   | (?P<close>[)\]}}])
   | (?P<percent>\\?%|¢|~)
   | (?P<quotient>\\[dtc]?frac(?=\s?\{{))
-  | (?P<skip>\\(?:left|right|displaystyle|boxed|big|Big|bigl|bigr|[,;:! ()\[\]$])|{WITHOUT_MEANING}|[$£€₹&`"“”'’_#*]|\\(?![A-Za-z]))
+  | (?P<skip>\\(?:(?:left|right|displaystyle|boxed|[bB]igg?[lr]?)(?![A-Za-z])|[,;:! ()$])|\\(?:mathbf|textbf|boldsymbol|underline)(?=\{{[\\$0-9])|{WITHOUT_MEANING}|[$£€₹&`"“”'’_#*✓✔✅]|\\(?![A-Za-z]))
   | (?P<dot>[.,])
   | (?P<spoken>(?:is\ |are\ )?equal\ to(?!\w)|(?:multiplied|divided)\ by(?!\w))
   | (?P<word>[^\W\d_]\w{{0,40}}(?:['’][a-z]{{1,3}})?)
@@ -88,6 +89,8 @@ TOKEN = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
+LEFT = re.compile(r"\s?\\(?:left|[bB]igg?l?)\s?$")  # between a factor and its bracket
+OPENED = re.compile(r"(?:^|\s)\*[^\s*][^*\n]{0,60}$")  # by one `*`
 BULLET = re.compile(r"[ \t]*(?:[-*+•–][ \t]+|\(?[0-9]{1,3}[.)][ \t]+|#{1,6}[ \t]|>[ \t])")
 CONTINUED = re.compile(r"\s*&?\s?=(?![=>])")  # the next line goes on with `=`
 OPERAND = re.compile(r"\s{0,3}(?P<determiner>(?:the|his|her|their|its|all|those|these)\s)?[$£€₹\\({\[]{0,4}[-.]?[0-9]")
@@ -156,10 +159,11 @@ class _Scanner:
 
     def add(self, code: str, text: str, match: re.Match, end: int | None = None, **number) -> int:
         end = match.end() if end is None else end
-        if code == "P" and self.touches(match.start(), "NQ"):
+        left = LEFT.search(self.text, max(match.start() - 8, 0), match.start()) if code == "P" else None
+        if code == "P" and self.touches(left.start() if left else match.start(), "NQ"):
             implied = "/" if match.group() == "{" and self.text[match.start() - 1] == "}" else "*"
             self.tokens.append(Token("O", implied, match.start(), match.start()))
-        elif code == "P" and self.touches(match.start(), WORD_CODES):
+        elif code == "P" and self.touches(left.start() if left else match.start(), WORD_CODES):
             self.doubt(match)  # a function
         if code:
             self.tokens.append(Token(code, text, match.start(), end, **number))
@@ -185,7 +189,8 @@ class _Scanner:
         return self.add("" if CONTINUED.match(self.text, match.end()) else "S", "\n", match)
 
     def mixed(self, match: re.Match) -> int:
-        whole, numerator, denominator = (match["whole"] or match["whole2"]), match["n"], match["d"]
+        whole = match["whole"] or match["whole2"] or match["whole3"]
+        numerator, denominator = match["n"] or match["n4"], match["d"] or match["d4"]
         part = VULGAR[match["vulgar"]] if match["vulgar"] else None
         if part is None and int(numerator) < int(denominator):
             part = Fraction(int(numerator), int(denominator))
@@ -244,7 +249,8 @@ class _Scanner:
 
     def power(self, match: re.Match) -> int:
         if match.group() not in "²³":
-            is_bold = match.group() == "**" and not self.touches(match.start(), "NQ")
+            is_spaced = self.text[match.end()] == " " and self.follows("NQ") if match.group() == "**" else True
+            is_bold = not is_spaced and not self.touches(match.start(), "NQ")
             return self.add("" if is_bold else "K", "^", match)
         self.tokens.append(Token("K", "^", match.start(), match.start()))
         exponent = "²³".index(match.group()) + 2
@@ -254,12 +260,19 @@ class _Scanner:
         sign = LATEX.get(match.group()) or SIGNS.get(match.group(), match.group())
         before = self.text[match.start() - 1 : match.start()]
         after = self.text[match.end() : match.end() + 2]
+        is_emphasis = match.group() == "*" and not self._multiplies(match.start(), before, after)
         is_hyphen = sign == "-" and before.isalnum() and len(after) == 2 and after.islower() and after.isalpha()
-        if is_hyphen or sign == "/" and after[:1].isalpha():
+        if is_emphasis or is_hyphen or sign == "/" and after[:1].isalpha():
             return self.add("", "", match)  # `three-day`, `5 miles/hour`
         if sign == "-" and self.follows("WHT&") and (before.isspace() or before == "$") and not after[:1].isspace():
             self.doubt(match)  # `x is 5 and -2 + 5 = 3`
         return self.add("M" if sign == "-" else "O", sign, match)
+
+    def _multiplies(self, position: int, before: str, after: str) -> bool:
+        """Whether a single `*` multiplies; not in `= *15*` and `*Total* 3 + 4 = 7`."""
+        may_end = not before.isspace() and after[:1].isspace() and self.follows(WORD_CODES)
+        ends_emphasis = may_end and OPENED.search(self.text, max(position - 64, 0), position) is not None
+        return self.follows("NQ" + WORD_CODES) and not ends_emphasis
 
     def percent(self, match: re.Match) -> int:
         return self.add("A" if match.group() == "~" else "T", match.group().strip("\\"), match)

@@ -16,7 +16,7 @@ from reward_funcs import (
     right_with_sound_equations_reward,
     sound_equations_reward,
 )
-from reward_funcs.equation_steps import MAX_EXPONENT
+from reward_funcs.equation_values import MAX_EXPONENT
 
 
 HOLD = r"""
@@ -81,6 +81,46 @@ $\frac{3}{4} \times 20 = 15$
 On day 3 he has 20 + 5 = 25
 half of them, so 20 / 2 = 10 and so on
 5 + 3 = 8 people, half of them tall
+**Step 1:** 5 + 3 = 8
+- **Total cost:** $5 + $3 = $8
+**Profit:** (3 + 4) × 2 = 14
+*Note:* 3 + 4 = 7
+*Total* 3 + 4 = 7
+**Step 1**: 3+4=7
+**Day 2** 5 + 3 = 8
+**Cost of 5 pens** 5 × 2 = 10
+**Discount (20%)** $50 × 0.2 = $10
+3 shirts × $20 = **$60**
+5 × 3 = *15*
+**5** * **3** = **15**
+5 + 10 = __15__
+2 ** 3 = 8
+2**3 = 8
+2\left(3 + 4\right) = 14
+5 \left[ 2 + 3 \right] = 25
+\left(-5\right)^2 - 4\left(1\right)\left(6\right) = 1
+\bigl(5 + 3\bigr) * 2 = 16
+\frac{180^\circ - 40^\circ}{2} = 70^\circ
+\frac{90^\circ}{2} = 45^\circ
+2/3 = 67%
+1/3 = 33%
+8 times because 16 / 2 = 8
+The cube is 6*6*6 = 216
+I am 15 + 2 = 17
+5 + 3 = 8 ✓
+2\frac{1}{2} + 1 = 3\frac{1}{2}
+\frac{200}{3} = 66\frac{2}{3}
+5 + 3 = \mathbf{8}
+5 + 3 = \textbf{8}
+\(3 \times 4\) = \(12\)
+\[ 2^{3} + 1 = 9 \]
+$\{3 + 4\} * 2 = 14$
+10 \cdot 6 = 2\left(25 + 5\right)
+20% of 50 = 10
+5 + 3 = 8 (because 5 is more)
+10 - 3 = 7 apples left
+100% - 20% = 80%
+1 + 2 = 3 \times 1
 """.strip().splitlines()
 
 WRONG = r"""
@@ -110,6 +150,19 @@ he has 7 apples (3 + 4 = 8) and more
 5 + 3 = 8 + 2
 1.5 * 1000 = 150 cm
 4000 - 160 = 240 pounds
+**Step 1:** 5 + 3 = 9
+- **Total:** 3 + 4 = 8
+3 + 4 = **$8**
+2\left(3 + 4\right) = 15
+20 - 5 = 16 apples left
+20 - 5 = 16 apples remaining
+17 / 5 = 9 with 2 left over
+5 + 3 = 9 ✓
+3 + 4 = 8 (because it is so)
+2/3 = 65%
+489 cents / 30 ounces = 16 cents per ounce
+10 apples - 3 apples = 8 apples
+5 apples and 3 oranges * 2 = 7
 """.strip().splitlines()
 
 LEFT_ALONE = r"""
@@ -198,6 +251,44 @@ f(3) + 4 = 9
 20 - 5 = 1 +
 10^99999 = 5
 9^9^9^9 = 5
+10 + 6 = 2 (5 + 3)
+33 \cdot 11 + 55 \cdot 33 = 33 (11 + 55)
+\frac{1}{2} 6 \cdot 4 = 12
+$a + b = \frac{3}{2}$ and $ab = \frac{1}{2}$
+We get $b = 3 + 4$ and $ab = 21$
+Cost = 5 * 3 and Total = 20
+x = 10 - 3 hence xy = 14
+100% - 20% = 80% of $50
+1 - 3/8 = 5/8 of the 40 students
+17 ÷ 5 = 3 with 2 left over
+17 ÷ 5 = 3 (with 2 left over)
+17 ÷ 5 = 3 boxes with a remainder of 2
+17 ÷ 5 = 3 \text{ with a remainder of } 2
+13 / 6 = 2 full cycles with a remainder of 1 hour
+17 ÷ 5 = 3 (rounded down)
+17 ÷ 5 = 4 (rounded up)
+10/3 = 3 approximately
+1000 × 1.05^3 = 1158 (to the nearest dollar)
+200/3 = 66.6...
+Step 2 - 3 + 4 = 7
+2 adults – 2 × $10 = $20
+8*45 = 360 divided by 5 is 72
+3 + 4 = 7 which is then multiplied by 2
+60 / 20 = 3 times 2 hours
+3 + 4 = 7 plus 2 is 9
+Days 1-3 = 5 + 5 + 5
+5 $10 bills × 10 = 50
+15 4-legged animals * 4 = 60
+50 sacks x 50 kg/sack = 2 500 kg
+7 adults + Shonda (1) + 2 kids = 10
+1 hour + 30 minutes = 31 minutes
+12 inches + 10 feet = 22 feet
+20% of 50 = 1000
+$200 * 15% = $3000
+100 * 10% = 1000
+3 + 4 = 8 ❌
+500 g × 3 = 1.5 kg
+20 s × 3 = 1 min
 """.strip().splitlines()
 
 
@@ -225,6 +316,10 @@ def test_what_cannot_be_told_is_left_alone(text):
     [
         ("15% of $80 = (15/100)*$80 = $12", [True, True]),
         ("5 + 3 = 8 + 2 = 10", [False, True]),
+        ("5 * 4 = 21, and then 3 + 4 = 7", [False, True]),
+        ("100% - 20% = 80% of $50 = $40", [True]),  # the first one may be meant up to `of`
+        ("$1 - \\frac{1}{2} -\n\\frac{1}{5} = \\frac{3}{10}$", []),  # a formula over two lines
+        ("$S = 5 + 3\\]From \\[r=15", []),
         ("T = 100 - 20 = 80", [True]),
         ("5*3 = 15 and 2+2 = 5, 1+1 = 2", [True, False, True]),
         ("3 + 4\n= 7\n&= 14/2 \\\\ &= 7*2", [True, True, False]),
@@ -327,6 +422,16 @@ def test_time_is_linear_in_the_text(piece):
         return seconds_of(find_equations, [piece * (length // len(piece))])
 
     assert seconds(40_000) < 16 * max(seconds(10_000), 0.05)  # quadratic ones took minutes
+
+
+def test_nothing_that_is_written_is_an_error():
+    draw = random.Random(0)
+    pieces = r"3 4.5 20% + - * ** / = ( ) { } \frac \left( \right) $ \[ \] and of times rounded left hours g kg /0 ^ x ... is & _ !"
+    pieces = [*pieces.split(), "\n", " - ", " "]
+    for _ in range(5_000):
+        text = "".join(draw.choice(pieces) + draw.choice(["", " "]) for _ in range(draw.randint(3, 20)))
+        for equation in find_equations(text):
+            assert 0 <= equation.start < equation.equals < equation.end <= len(text)
 
 
 def test_values_are_bounded():
