@@ -233,7 +233,8 @@ def differences(study: Study, numbers: dict[str, Any]) -> plt.Figure | None:
     if not compared:
         return None
     shown = [arm for arm in study.arms if any(arm in found for found in compared.values())]
-    size = (10.5, 1.5 + 0.52 * len(shown))
+    longest = max(len(study.arms[arm]) for arm in shown)  # its name stands beside the columns
+    size = (max(10.5, 0.08 * longest + 2.8 * len(compared)), 1.5 + 0.52 * len(shown))
     figure, axes = plt.subplots(1, len(compared), figsize=size, sharey=True, squeeze=False, layout="constrained")
     styles = line_styles(study)
     for axis, (policy, found) in zip(axes[0], compared.items(), strict=True):
