@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from trl.experimental.gmpo import GMPOConfig
-
 from .conspo_config import ConSPOConfigMixin
 
 
+GMPO = "trl.experimental.gmpo"  # not imported for this alone: it warns of being an experiment
 UNCLIPPED = ("sapo", "vespo")  # values of `loss_type` with which TRL reads neither clip
 
 
@@ -19,7 +18,7 @@ def describe_policy_loss(args: Any) -> str:
             f"first {args.conspo_margin_warmup_ratio:.0%}"
         )
     high = args.epsilon if args.epsilon_high is None else args.epsilon_high
-    if isinstance(args, GMPOConfig):
+    if any(base.__module__.startswith(GMPO) for base in type(args).__mro__):
         return f"GMPO, geometric mean of ratios, clip {args.epsilon:g} / {high:g} in log space"
     loss = f"{args.loss_type} ({args.importance_sampling_level} level)"
     if args.loss_type in UNCLIPPED:
