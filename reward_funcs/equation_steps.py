@@ -172,7 +172,7 @@ def _left_side(tokens: Sequence[Token], codes: str, start: int, end: int) -> Sid
         before.endswith(("O", "M", "K", "U"))
         or before.endswith(("N", "Q")) and codes[start] == "P"
         or before.endswith((*WORD_CODES, "Q")) and codes[start] == "M"
-        or before.endswith("C") or re.search("[CD]H?$", before) and tokens[start - 1].text != "am"
+        or re.search("[CD]H?$", before) and tokens[start - 1].text != "am"
         or re.search("[CD].$", before) and tokens[start - 1].text == "of"
         or re.fullmatch("[OMK]S", before[-2:]) and tokens[start - 1].text == "\n"  # a formula over two lines
         or COMPOUND_BEFORE.search(before) and codes[start : start + 2] == "NT"
