@@ -2,11 +2,11 @@
 
 from typing import Any
 
+from .algorithms import ALGORITHMS, UNNAMED
 from .conspo_config import ConSPOConfigMixin
 
 
 GMPO = "trl.experimental.gmpo"  # not imported for this alone: it warns of being an experiment
-UNCLIPPED = ("sapo", "vespo")  # values of `loss_type` with which TRL reads neither clip
 
 
 def describe_policy_loss(args: Any) -> str:
@@ -20,7 +20,7 @@ def describe_policy_loss(args: Any) -> str:
     high = args.epsilon if args.epsilon_high is None else args.epsilon_high
     if any(base.__module__.startswith(GMPO) for base in type(args).__mro__):
         return f"GMPO, geometric mean of ratios, clip {args.epsilon:g} / {high:g} in log space"
-    loss = f"{args.loss_type} ({args.importance_sampling_level} level)"
-    if args.loss_type in UNCLIPPED:
-        return loss
-    return f"{loss}, clip {high:g}" if args.loss_type == "cispo" else f"{loss}, clip {args.epsilon:g} / {high:g}"
+    clips = {"epsilon": args.epsilon, "epsilon_high": high}
+    unread = [*clips] if args.loss_type == "vespo" else ALGORITHMS.get(args.loss_type, UNNAMED).unread
+    read = " / ".join(f"{value:g}" for name, value in clips.items() if name not in unread)
+    return f"{args.loss_type} ({args.importance_sampling_level} level)" + (f", clip {read}" if read else "")

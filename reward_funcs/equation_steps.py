@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from .completions import completion_texts
-from .equation_text import ABSOLUTE, LATEX, SPOKEN, UNIT_LETTERS, WORD_CODES, Token, scale_of, tokens_of
+from .equation_text import ABSOLUTE, LATEX, PERCENT, SPOKEN, UNIT_LETTERS, WORD_CODES, Token, scale_of, tokens_of
 from .equation_values import ALL_UNITS, READINGS, Side, TooLarge, evaluate, holds
 
 
@@ -224,7 +224,7 @@ def _verdict(left: Side, right: Side, is_about: bool) -> bool | None:
         return None
     if left.number and right.number and not (_is_division(left, right) or _is_division(right, left)):
         return None
-    have_units = all(any(t.code == "T" and t.text not in ABSOLUTE for t in side.tokens) for side in (left, right))
+    have_units = left.has_sized_unit and right.has_sized_unit
     readings = (*READINGS, ALL_UNITS) if have_units else READINGS
     counting = readings
     if have_units and _adds_units(left):
@@ -244,7 +244,7 @@ def _verdict(left: Side, right: Side, is_about: bool) -> bool | None:
 
 def _may_be_meant_otherwise(text: str, left: Side, right: Side, equals: int, is_about: bool) -> bool:
     """Whether an equation that does not hold may be meant so that it does. It is left alone then."""
-    is_range = left.labelled and "".join(token.code for token in left.tokens) == "NMN" and right.number is None
+    is_range = left.labelled and left.codes == "NMN" and right.number is None
     if is_range and all(one.end == two.start for one, two in pairwise(left.tokens)):  # `Days 1-3 = 5 + 5 + 5`
         return True
     last = [max(token.end for token in side.tokens if token.code in "NQ") for side in (left, right)]
@@ -270,10 +270,9 @@ def _is_next_to(number: Token, left: Side) -> bool:
 
 def _other_sides(text: str, left: Side, right: Side) -> Iterator[tuple[Side, Side]]:
     """What else the sides may be: `3 + 4 = 7` in `Step 2 - 3 + 4 = 7` and in `3 + 4 = 7 times 2 is 14`."""
-    codes = "".join(token.code for token in left.tokens)
-    dash = re.match(f"N[{WORD_CODES}]*M", codes)
+    dash = re.match(f"N[{WORD_CODES}]*M", left.codes)
     if dash is not None and text[left.tokens[dash.end() - 1].end].isspace():
-        behind = codes[dash.end() :]
+        behind = left.codes[dash.end() :]
         if {"O", "M", "K"} & set(behind) and _is_arithmetic(behind):
             yield Side(left.tokens[dash.end() :], True), right
     for place, token in enumerate(right.tokens):
@@ -284,20 +283,19 @@ def _other_sides(text: str, left: Side, right: Side) -> Iterator[tuple[Side, Sid
 
 def _adds_units(side: Side) -> bool:
     """Whether amounts in units of different sizes are added: `1 hour + 30 minutes`."""
-    codes = "".join(token.code for token in side.tokens)
-    if {token.text for token in side.tokens if token.code in "OMK"} - {"+", "-"}:
+    if side.operations - {"+", "-"}:
         return False
-    units = [side.tokens[place.end() - 1].text for place in re.finditer("NT", codes)]
+    units = [side.tokens[place.end() - 1].text for place in re.finditer("NT", side.codes)]
     return len({scale_of(unit) for unit in units if unit not in ABSOLUTE}) > 1
 
 
 def _takes_percent(side: Side) -> bool:
     """Whether a percentage, but 100, is a factor: `20% of 50`."""
-    tokens, codes = side.tokens, "".join(token.code for token in side.tokens)
+    tokens = side.tokens
     return any(
-        tokens[place.end() - 1].text in ("%", "percent") and tokens[place.start()].value != 100
+        tokens[place.end() - 1].text in PERCENT and tokens[place.start()].value != 100
         and "*" in [token.text for token in (*tokens[place.start() - 1 : place.start()], *tokens[place.end() : place.end() + 1])]
-        for place in re.finditer("NT", codes)
+        for place in re.finditer("NT", side.codes)
     )  # fmt: skip
 
 
@@ -305,19 +303,17 @@ def _mixes_units(left: Side, right: Side) -> bool:
     """Whether units without a size of their own are added to others, or turned into them: `1 kg - 250 g = 750 g`,
     `500 g * 3 = 1.5 kg`."""
     unsized = [{token.text for token in side.tokens if token.code == "W"} & UNSIZED for side in (left, right)]
-    has_size = [any(t.code == "T" and t.text not in ABSOLUTE for t in side.tokens) for side in (left, right)]
-    if {token.text for token in (*left.tokens, *right.tokens) if token.code in "OMK"} - {"+", "-"}:
-        return bool(unsized[0] - unsized[1]) and has_size == [False, True]
-    return any(has_size) and any(unsized)
+    if (left.operations | right.operations) - {"+", "-"}:
+        return bool(unsized[0] - unsized[1]) and right.has_sized_unit and not left.has_sized_unit
+    return (left.has_sized_unit or right.has_sized_unit) and any(unsized)
 
 
 def _adds_percent(side: Side) -> bool:
     """Whether a percentage is added to an amount, which may mean a share of it: `$50 - 20%`."""
-    codes = "".join(token.code for token in side.tokens)
     return any(
         side.tokens[place.start()].text in "+-" and side.tokens[place.end() - 1].text == "%"
         and side.tokens[place.start() - 1].text != "%"
-        for place in re.finditer("(?<=.)[OM]NT", codes)
+        for place in re.finditer("(?<=.)[OM]NT", side.codes)
     )  # fmt: skip
 
 
@@ -337,4 +333,4 @@ def _is_division(side: Side, other: Side) -> bool:
         return False
     if side.number.value >= 1:
         return other.number.text != "fraction" or other.number.value >= 1
-    return other.number.value < 1 or other.tokens[-1].text in ("%", "percent")
+    return other.number.value < 1 or other.tokens[-1].text in PERCENT

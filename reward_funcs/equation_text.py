@@ -31,6 +31,7 @@ SCALES = {
     "ounce": Fraction(1), "oz": Fraction(1), "pound": Fraction(16), "lb": Fraction(16),
     "ml": Fraction(1), "liter": Fraction(1000), "cup": Fraction(1), "pint": Fraction(2), "quart": Fraction(4), "gallon": Fraction(16),
 }  # fmt: skip
+PERCENT = ("%", "percent")
 ABSOLUTE = frozenset("% percent dozen dozens hundred thousand million billion ¢ cent cents dollar dollars".split())
 GLUED = frozenset("mph kph cal kcal pts".split())  # units that may touch their number, besides those with a size
 HARMLESS = frozenset("a an another the his her their its all those these this that other additional extra".split())
@@ -248,10 +249,12 @@ class _Scanner:
         return self.add_word(match.group().partition("{")[2].strip("{}() ") or "()", match)
 
     def power(self, match: re.Match) -> int:
-        if match.group() not in "²³":
-            is_spaced = self.text[match.end()] == " " and self.follows("NQ") if match.group() == "**" else True
-            is_bold = not is_spaced and not self.touches(match.start(), "NQ")
-            return self.add("" if is_bold else "K", "^", match)
+        if match.group() == "**":  # with spaces on both sides, or with none; else it is bold
+            is_spaced = self.text.startswith(" ", match.end())
+            is_power = self.follows("NQ") if is_spaced else self.touches(match.start(), "NQ")
+            return self.add("K" if is_power else "", "^", match)
+        if match.group() == "^":
+            return self.add("K", "^", match)
         self.tokens.append(Token("K", "^", match.start(), match.start()))
         exponent = "²³".index(match.group()) + 2
         return self.add("N", str(exponent), match, value=Fraction(exponent), decimals=0)
@@ -322,7 +325,7 @@ class _Scanner:
             return False
         if word == "of":
             last = self.tokens[-1]
-            return last.text in ("%", "percent") or last.code == "N" and 0 < last.value < 1
+            return last.text in PERCENT or last.code == "N" and 0 < last.value < 1
         return word != "times" or operand["determiner"] is None
 
 

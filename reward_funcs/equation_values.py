@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from .equation_text import ABSOLUTE, WORD_CODES, Token, scale_of
+from .equation_text import ABSOLUTE, PERCENT, WORD_CODES, Token, scale_of
 
 
 MAX_DECIMALS = 9  # beyond them a number is as a computer prints it: 0.47119999999999995
@@ -25,7 +25,7 @@ PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2, "neg": 3, "^": 4}
 # `2 hours + 30 minutes = 150 minutes` and `2 hours * 60 = 120 minutes`. All numbers of an equation are read alike.
 READINGS: tuple[Callable[[str], bool], ...] = (
     lambda unit: False,
-    lambda unit: unit in ("%", "percent"),
+    lambda unit: unit in PERCENT,
     lambda unit: unit in ABSOLUTE,
 )
 ALL_UNITS: Callable[[str], bool] = lambda unit: True  # only where both sides have one  # noqa: E731
@@ -48,10 +48,23 @@ class Side(NamedTuple):
     doubtful: bool = False
 
     @property
+    def codes(self) -> str:
+        return "".join(token.code for token in self.tokens)
+
+    @property
     def number(self) -> Token | None:
         """Its number, if it is one without an operation. A fraction like `3/4` is one."""
-        codes = [token.code for token in self.tokens]
+        codes = self.codes
         return self.tokens[codes.index("N")] if codes.count("N") == 1 and not {"O", "K"} & set(codes) else None
+
+    @property
+    def operations(self) -> set[str]:
+        return {token.text for token in self.tokens if token.code in "OMK"}
+
+    @property
+    def has_sized_unit(self) -> bool:
+        """Whether it has a unit of a known size, percent, money and dozens aside."""
+        return any(token.code == "T" and token.text not in ABSOLUTE for token in self.tokens)
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -100,8 +113,8 @@ def _rounding(side: Side, other: Side, reading: Callable[[str], bool], is_about:
         zeros = len(number.text) - len(number.text.rstrip("0")) if number.value and not number.decimals else 0
         unit *= Fraction(10) ** (zeros - min(number.decimals, MAX_DECIMALS))
         return unit / 2, Fraction(0) if zeros or number.decimals == 1 else unit
-    unit_name = [token.text for token in side.tokens[side.tokens.index(number) + 1 :]][:1]
-    if unit < 1 and unit_name in (["%"], ["percent"]):  # `2 / 3 = 67%`
+    after = side.tokens[side.tokens.index(number) + 1 :][:1]
+    if unit < 1 and after[0].text in PERCENT:  # `2 / 3 = 67%`
         return unit / 2, Fraction(0)
     return Fraction(0), Fraction(0)
 

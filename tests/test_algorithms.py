@@ -292,9 +292,11 @@ def test_gspo_takes_four_steps_a_generation_batch():
 
 
 def test_the_clips_that_are_read_are_told():
-    def told(name):
-        return describe_policy_loss(parse_arguments(["--algorithm", name, *ON_CPU])[1])
+    def told(name, option="--algorithm"):
+        return describe_policy_loss(parse_arguments([option, name, *ON_CPU])[1])
 
+    assert told("vespo", "--loss_type") == "vespo (token level)"  # of TRL, without an algorithm's name here
+    assert told("bnpo", "--loss_type") == "bnpo (token level), clip 0.2 / 0.2"
     assert told("sapo") == "sapo (token level)"
     assert told("cispo") == "cispo (token level), clip 5"
     assert told("dapo") == "dapo (token level), clip 0.2 / 0.28"
